@@ -1,0 +1,2 @@
+"""ironrank."""
+__version__ = "0.1.0"

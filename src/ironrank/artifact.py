@@ -1,0 +1,185 @@
+"""The run folder, and models that are rebuilt without the method that made them.
+
+    run.json                   the exact configuration
+    layout.json                architecture, and which layers hold factors of which rank
+    model.safetensors          the weights that were best by robust validation accuracy (the layout is in its header too)
+    last.safetensors           the weights of the last epoch
+    checkpoint.safetensors     what `--resume` needs: weights, optimizer, method state, progress
+    metrics.jsonl              one line for every logged step
+
+Only JSON and safetensors are read: loading a model runs no code that the folder holds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ironrank import __version__
+from ironrank.data.base import DataSpec
+from ironrank.errors import IronrankError
+from ironrank.files import read_tensors, write_json, write_tensors
+from ironrank.layers import FACTORED, Factored
+from ironrank.models import MODELS
+from ironrank.models.base import Model
+from ironrank.settings import decode, encode
+from ironrank.surgery import factored_layers, replace
+
+WHICH = {"best": "model.safetensors", "last": "last.safetensors"}
+Layout = dict[str, Any]
+
+
+def layout_of(model: nn.Module, architecture: Model | None = None, spec: DataSpec | None = None) -> Layout:
+    """Describe the structure of a model: its architecture, and every layer that holds factors.
+
+    Args:
+        model: The model.
+        architecture: The settings that build its dense form; None for a module of the user's own.
+        spec: The data that it was built for.
+
+    Returns:
+        Plain JSON values.
+    """
+    layers = {
+        name: {"kind": type(layer).__name__, "rank": layer.rank, "core": layer.S is not None}
+        for name, layer in factored_layers(model)
+    }
+    return {
+        "format": 1,
+        "ironrank": __version__,
+        "model": encode(architecture),
+        "spec": None if spec is None else list(spec),
+        "layers": layers,
+    }
+
+
+def build(layout: Layout) -> nn.Module:
+    """Build the dense model that a layout starts from.
+
+    Args:
+        layout: From `layout_of`.
+
+    Returns:
+        The freshly initialized model.
+
+    Raises:
+        IronrankError: If the layout names no architecture: it belongs to a module of the user's own.
+    """
+    if not layout.get("model") or not layout.get("spec"):
+        raise IronrankError("the layout names no architecture: pass the dense model, load_model(folder, model=...)")
+    shape, classes, mean, std = layout["spec"]
+    spec = DataSpec(tuple(shape), classes, tuple(mean), tuple(std))
+    return decode(Model, layout["model"], {Model: MODELS}, "model").build(spec)
+
+
+def restore(model: nn.Module, layout: Layout, tensors: dict[str, Tensor], where: str = "the file") -> nn.Module:
+    """Give a dense model the structure of a layout and load the weights.
+
+    Args:
+        model: The dense model, changed in place.
+        layout: From `layout_of`.
+        tensors: The ``state_dict``.
+        where: Name for error messages.
+
+    Returns:
+        The same model.
+
+    Raises:
+        IronrankError: If a layer or a tensor is missing, superfluous or of another shape.
+    """
+    try:
+        for name, entry in layout["layers"].items():
+            replace(model, name, _empty_like(model.get_submodule(name), entry))
+        model.load_state_dict(tensors)
+    except (KeyError, AttributeError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise IronrankError(f"{where} does not fit the model: {reason[:300]}") from None
+    return model
+
+
+def _empty_like(layer: nn.Module, entry: dict[str, Any]) -> Factored:
+    if isinstance(layer, Factored):  # given again by a caller whose model is factored already
+        raise TypeError("the model given already holds factors; pass the dense one")
+    factored: Any = FACTORED[type(layer)]
+    if factored.__name__ != entry["kind"]:
+        raise TypeError(f"the layout says {entry['kind']} where the model has {type(layer).__name__}")
+    empty = factored.like(layer.to("meta"), entry["rank"], entry["core"])
+    return empty.to_empty(device="cpu")
+
+
+def save_model(path: Path, model: nn.Module, layout: Layout) -> None:
+    """Write weights and layout into one safetensors file, atomically.
+
+    Args:
+        path: The file.
+        model: The model.
+        layout: From `layout_of`.
+    """
+    write_tensors(path, model.state_dict(), {"layout": json.dumps(layout)})
+
+
+def load_model(folder: Path | str, which: str = "best", model: nn.Module | None = None) -> nn.Module:
+    """Load a trained model from a run folder, or from one of its safetensors files.
+
+    Args:
+        folder: A run folder or a ``.safetensors`` file made by this package.
+        which: "best" or "last", for a folder.
+        model: The dense model, where the layout names no architecture of this package; changed in place.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        IronrankError: If the folder holds no such model, or the file is damaged.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        if which not in WHICH:
+            raise IronrankError(f"which={which!r}: allowed is {', '.join(WHICH)}")
+        path = path / WHICH[which]
+    tensors, notes = read_tensors(path)
+    layout = read_layout(notes, path)
+    return restore(model if model is not None else build(layout), layout, tensors, str(path)).eval()
+
+
+def read_layout(notes: dict[str, str], path: Path) -> Layout:
+    """Return the layout kept in the header of a safetensors file.
+
+    Args:
+        notes: The header's notes.
+        path: The file, for error messages.
+
+    Returns:
+        The layout.
+
+    Raises:
+        IronrankError: If there is none.
+    """
+    try:
+        layout = json.loads(notes["layout"])
+    except (KeyError, ValueError):
+        raise IronrankError(f"{path} carries no layout: it was not written by ironrank") from None
+    if layout.get("format") != 1:
+        raise IronrankError(f"{path} has layout format {layout.get('format')}: this version reads format 1")
+    return layout
+
+
+def save(model: nn.Module, folder: Path | str) -> Path:
+    """Save any factorized model: ``layout.json`` and ``model.safetensors``.
+
+    Load it with ``load_model(folder, model=dense)``, where ``dense`` is the same network before it was factorized.
+
+    Args:
+        model: The model.
+        folder: Where to; made if needed.
+
+    Returns:
+        The folder.
+    """
+    layout = layout_of(model)
+    save_model(Path(folder) / WHICH["best"], model, layout)
+    write_json(Path(folder) / "layout.json", layout)
+    return Path(folder)

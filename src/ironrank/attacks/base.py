@@ -1,0 +1,164 @@
+"""The contract of an attack: inputs change inside ball and box, everything else is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ironrank.attacks.losses import LOSSES
+from ironrank.attacks.threat import NORMS
+from ironrank.errors import IronrankError
+from ironrank.settings import Settings, setting
+
+TOLERANCE = 1e-6  # pixels may miss the box by rounding
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Settings):
+    """A search for pixels near ``x`` that raise the model's loss; a subclass fills in `perturb`.
+
+    The model is judged in evaluation mode. After the call the mode of every submodule, the batch-norm
+    statistics and the parameters' gradients are as before. Samples do not influence each other.
+    """
+
+    norm: str = setting("Linf", "norm that measures the change of one sample", choices=NORMS)
+    eps: float = setting(8 / 255, "largest change in that norm, pixel units", ge=0)
+    loss: str = setting("ce", "what is driven up: cross-entropy or logit margin", choices=tuple(LOSSES))
+
+    def __call__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Attack a batch; one of wrong type, shape or range raises `IronrankError`.
+
+        Args:
+            model: Maps pixels (b, ...) to logits (b, classes); a module, or any differentiable function.
+            x: Pixels (b, ...) in [0, 1], float32 or float64.
+            y: True classes (b,), int64.
+            generator: Source of randomness, one number is drawn; by default torch's global one.
+
+        Returns:
+            Changed pixels (b, ...), type of ``x``, detached.
+        """
+        check_batch(x, y)
+        private = private_generator(generator, x.device)
+        if self.eps == 0 or len(x) == 0:
+            return x.detach().clone()
+        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+            x, y = x.detach().clone(), y.clone()  # clones, since tensors of inference mode know no gradient
+            return self.perturb(self._loss_of(model, y), x, private).detach()
+
+    def perturb(self, loss: Loss, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Search; gradients are enabled and the model is in evaluation mode.
+
+        Args:
+            loss: Maps pixels (b, ...) to one loss per sample (b,).
+            x: Pixels (b, ...) in [0, 1].
+            generator: Source of randomness, on the device of ``x``.
+
+        Returns:
+            Pixels (b, ...) inside ball and box.
+        """
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """Return the attack in a few words for a table, without eps."""
+        return f"{self.label().upper()} {self.norm}{self._loss_note()}"
+
+    def _loss_note(self) -> str:
+        return "" if self.loss == "ce" else f" {self.loss}"
+
+    def _loss_of(self, model: Callable[[Tensor], Tensor], y: Tensor) -> Loss:
+        def loss(point: Tensor) -> Tensor:
+            logits = model(point)
+            return LOSSES[self.loss](logits if logits.dtype == torch.float64 else logits.float(), y)
+
+        return loss
+
+
+def loss_and_gradient(loss: Loss, point: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses and their gradients; the sum keeps samples apart, the parameters get no gradient.
+
+    Args:
+        loss: Maps pixels (b, ...) to one loss per sample (b,).
+        point: Pixels (b, ...).
+
+    Returns:
+        Losses (b,), detached, and gradients (b, ...).
+
+    Raises:
+        IronrankError: If no gradient reaches the pixels.
+    """
+    point = point.detach().requires_grad_()
+    losses = loss(point)
+    if losses.requires_grad:
+        (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
+        if gradient is not None:
+            return losses.detach(), gradient
+    raise IronrankError(
+        "attack on a model without a gradient at its pixels: logits that autograd can follow are needed; "
+        "remove no_grad, detach or rounding from the model"
+    )
+
+
+def check_batch(x: Tensor, y: Tensor) -> None:
+    """Check pixels and classes once, at the door.
+
+    Args:
+        x: Pixels (b, ...).
+        y: Classes (b,).
+
+    Raises:
+        IronrankError: If type, shape or range is wrong.
+    """
+    if x.dtype not in (torch.float32, torch.float64):
+        raise IronrankError(
+            f"attack on {x.dtype} pixels: allowed are float32 and float64 in [0, 1]; divide uint8 by 255, "
+            "and use autocast for half precision"
+        )
+    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        raise IronrankError(
+            f"attack with classes {y.dtype} {tuple(y.shape)}: int64 of shape ({len(x)},) is needed"
+        )
+    if len(x) and not (x.min() >= -TOLERANCE and x.max() <= 1 + TOLERANCE):
+        raise IronrankError(
+            f"attack on pixels in [{x.min():g}, {x.max():g}]: allowed is [0, 1]; "
+            "normalization belongs inside the model (its first layer)"
+        )
+
+
+def private_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    """Return a fresh generator on ``device``, seeded with one number of the given or else the global one."""
+    source = torch.device("cpu") if generator is None else generator.device
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=source)
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+@contextmanager
+def evaluation_mode(model: Callable) -> Iterator[None]:
+    """Put every submodule into evaluation mode for a while, then each back into its own.
+
+    Args:
+        model: A module; any other callable has no mode and is left alone.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

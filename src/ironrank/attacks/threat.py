@@ -1,0 +1,95 @@
+r"""Threat models: which changes an attacker may make, as three functions on batches of pixels.
+
+An attacker may move within :math:`\{x' : \|x' - x\|_p \le \epsilon\} \cap [0, 1]^d`, the norm taken over one
+sample.
+
+    norm   p          projection on the ball         steepest direction of length 1
+    Linf   infinity   clamp each pixel               sign of the gradient
+    L2     2          shrink to length eps           gradient / its length
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NORMS = ("Linf", "L2")
+
+
+def project(point: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
+    """Bring a point back into the ball around ``x`` and into the box [0, 1].
+
+    For Linf this is the nearest point of the intersection. For L2 it is the projection on the ball, then on
+    the box: allowed, since clamping moves no pixel away from ``x``, but not always the nearest.
+
+    Args:
+        point: Changed pixels (b, ...).
+        x: Centre of the ball, pixels (b, ...) in [0, 1].
+        eps: Radius, pixel units.
+        norm: ``Linf`` or ``L2``.
+
+    Returns:
+        Allowed pixels (b, ...).
+
+    Example:
+        >>> project(torch.tensor([[0.9, -3.0]]), torch.tensor([[0.5, 0.05]]), 0.1, "Linf")
+        tensor([[0.6000, 0.0000]])
+    """
+    delta = point - x
+    if norm == "Linf":
+        delta = delta.clamp(-eps, eps)
+    else:
+        delta = delta * (eps / _length(delta).clamp_min(eps))
+    return (x + delta).clamp(0, 1)
+
+
+def random_start(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+    r"""Draw a point uniformly from the ball around ``x``, then clamp it to the box.
+
+    For L2 the direction is that of a normal vector, the length :math:`\epsilon u^{1/d}`, :math:`u` uniform.
+
+    Args:
+        x: Centre, pixels (b, ...) in [0, 1].
+        eps: Radius, pixel units.
+        norm: ``Linf`` or ``L2``.
+        generator: Source of randomness, on the device of ``x``.
+
+    Returns:
+        Allowed pixels (b, ...).
+    """
+    like: dict[str, Any] = {"generator": generator, "device": x.device, "dtype": x.dtype}
+    if norm == "Linf":
+        delta = torch.rand(x.shape, **like) * (2 * eps) - eps
+    else:
+        radius = torch.rand((len(x), *[1] * (x.dim() - 1)), **like) ** (1 / x[0].numel())
+        delta = steepest(torch.randn(x.shape, **like), norm) * (eps * radius)
+    return (x + delta).clamp(0, 1)
+
+
+def steepest(gradient: Tensor, norm: str) -> Tensor:
+    """Return the direction of length 1 in which a linear function with this gradient grows most.
+
+    Args:
+        gradient: Gradients (b, ...), of any scale: tiny ones of a saturated loss count in full.
+        norm: ``Linf`` or ``L2``.
+
+    Returns:
+        Directions (b, ...); zero where the gradient of a sample is zero.
+    """
+    if norm == "Linf":
+        return gradient.sign()
+    tiny = torch.finfo(gradient.dtype).tiny
+    largest = gradient.abs().flatten(1).amax(1).clamp_min(tiny)
+    gradient = gradient / _per_sample(largest, gradient)  # squares of tiny numbers would vanish
+    return gradient / _length(gradient).clamp_min(tiny)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Return the Euclidean length of each sample, shaped (b, 1, ...)."""
+    return _per_sample(delta.flatten(1).norm(dim=1), delta)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))

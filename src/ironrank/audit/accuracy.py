@@ -1,0 +1,90 @@
+"""Accuracy, clean and under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ironrank.attacks.base import Attack, evaluation_mode
+from ironrank.data import Images
+
+BATCH = 500
+
+
+def batches(images: Images, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images in order.
+
+    Args:
+        images: The images.
+        size: Images at a time.
+
+    Yields:
+        x float32 (b, c, h, w) in [0, 1] and y int64 (b,).
+    """
+    for start in range(0, len(images), size):
+        part = Images(images.x[start : start + size], images.y[start : start + size])
+        x = part.pixels(torch.arange(len(part)))
+        yield x.contiguous(memory_format=torch.channels_last), part.y
+
+
+@torch.no_grad()
+def correct(model: nn.Module, images: Images) -> Tensor:
+    """Return, for each image, whether the model is right; evaluation mode, restored afterwards.
+
+    Args:
+        model: Maps pixels (b, c, h, w) to logits (b, classes).
+        images: The images.
+
+    Returns:
+        bool (n,), on the CPU.
+    """
+    with evaluation_mode(model):
+        return torch.cat([(model(x).argmax(1) == y).cpu() for x, y in batches(images)])
+
+
+def accuracy(model: nn.Module, images: Images) -> float:
+    """Return the fraction of images that the model gets right.
+
+    Args:
+        model: Maps pixels (b, c, h, w) to logits (b, classes).
+        images: The images.
+
+    Returns:
+        A number in [0, 1].
+    """
+    return correct(model, images).double().mean().item()
+
+
+def withstood(model: nn.Module, images: Images, attack: Attack, seed: int) -> Tensor:
+    """Return, for each image, whether the model is right on it and still right when it is attacked.
+
+    White-box: the attack follows the gradients of this very model. Images that are wrong already are not attacked.
+
+    Args:
+        model: Maps pixels (b, c, h, w) to logits (b, classes).
+        images: The images.
+        attack: The attack.
+        seed: Seed of the attack's random starts.
+
+    Returns:
+        bool (n,), on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    results = []
+    with evaluation_mode(model):
+        for x, y in batches(images):
+            with torch.no_grad():
+                right = model(x).argmax(1) == y
+            if right.any():
+                attacked = attack(model, x[right], y[right], generator=generator)
+                with torch.no_grad():
+                    right[right.clone()] = model(attacked).argmax(1) == y[right]
+            results.append(right.cpu())
+    return torch.cat(results)
+
+
+def robust_accuracy(model: nn.Module, images: Images, attack: Attack, seed: int) -> float:
+    """Return the fraction of images that the model gets right under attack; see `withstood`."""
+    return withstood(model, images, attack, seed).double().mean().item()

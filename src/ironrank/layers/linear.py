@@ -1,0 +1,127 @@
+"""Factored linear layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ironrank.layers.factored import Factored
+
+
+class FactoredLinear(Factored):
+    """Linear layer whose weight is held as factors: ``y = U S V^T x + b``.
+
+    Takes the arguments of `torch.nn.Linear` and, after the features, the rank.
+
+    Args:
+        in_features: m, size of each input.
+        out_features: n, size of each output.
+        rank: r, from 1 to min(n, m).
+        bias: Whether to add a bias (n,).
+        core: Whether there is a core S; without it the layer is ``U V^T``.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Raises:
+        IronrankError: If the rank is not between 1 and min(n, m).
+
+    Example:
+        >>> layer = FactoredLinear(8, 4, rank=2)
+        >>> layer(torch.zeros(3, 8)).shape, layer.dense().shape
+        (torch.Size([3, 4]), torch.Size([4, 8]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        core: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self._hold(out_features, in_features, rank, core, bias, {"device": device, "dtype": dtype})
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, rank: int, core: bool = True) -> FactoredLinear:
+        """Return the factored layer nearest to a dense one (truncated SVD); the bias is copied.
+
+        Args:
+            linear: The dense layer.
+            rank: r, from 1 to min(n, m).
+            core: Whether there is a core S.
+
+        Returns:
+            The factored layer, on the same device, of the same type and mode.
+        """
+        layer = cls.like(linear, rank, core)
+        layer.set_weight(linear.weight)
+        if layer.bias is not None and linear.bias is not None:
+            layer.bias.data.copy_(linear.bias.data)
+        return layer
+
+    @classmethod
+    def like(cls, linear: nn.Linear, rank: int, core: bool = True) -> FactoredLinear:
+        """Return a freshly drawn factored layer with the sizes, device, type and mode of a dense one.
+
+        Args:
+            linear: The dense layer.
+            rank: r.
+            core: Whether there is a core S.
+
+        Returns:
+            The factored layer.
+        """
+        weight, bias = linear.weight, linear.bias is not None
+        layer = cls(linear.in_features, linear.out_features, rank, bias, core, weight.device, weight.dtype)
+        return layer.train(linear.training)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out_features, in_features)."""
+        return self.out_features, self.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer in its cheapest form.
+
+        Args:
+            x: Inputs (..., in_features).
+
+        Returns:
+            Outputs (..., out_features).
+        """
+        rows = x.numel() // max(1, self.in_features)
+        if self._dense_is_cheaper(rows):
+            return F.linear(x, self.matrix(), self.bias)
+        hidden = F.linear(x, self.V.mT)
+        if self.S is None:
+            return F.linear(hidden, self.U, self.bias)
+        if rows < self.out_features:  # the core acts on fewer rows as a layer than as part of U S
+            return F.linear(F.linear(hidden, self.S), self.U, self.bias)
+        return F.linear(hidden, self.U @ self.S, self.bias)
+
+    @torch.no_grad()
+    def deploy(self) -> nn.Module:
+        """Return plain torch layers of the same function: one `Linear`, or two where that is smaller."""
+        A, V = self.merged()
+        where = {"device": self.U.device, "dtype": self.U.dtype}
+        last = nn.Linear(self.in_features if self.deploys_dense else self.rank, self.out_features,
+                         bias=self.bias is not None, **where)  # fmt: skip
+        last.weight.copy_(self.matrix() if self.deploys_dense else A)
+        if self.bias is not None:
+            last.bias.copy_(self.bias)
+        if self.deploys_dense:
+            return last.train(self.training)
+        first = nn.Linear(self.in_features, self.rank, bias=False, **where)
+        first.weight.copy_(V.mT)
+        return nn.Sequential(first, last).train(self.training)
+
+    def extra_repr(self) -> str:
+        """Sizes and rank, for ``print(model)``."""
+        form = "" if self.S is not None else ", core=False"
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, bias={bias}{form}"

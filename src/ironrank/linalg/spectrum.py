@@ -1,0 +1,176 @@
+"""Singular values: measures of their spread, and maps that narrow it.
+
+    S (..., r, r)    a core, or any matrix where only measures are asked
+    s_1 >= ... >= s_r its singular values
+    tau              allowed excess of the condition number: s_1 / s_r <= 1 + tau
+    c                centre of the allowed band, the mean or the root-mean-square (RMS) of the singular values
+
+Source of the band: CondLR (Savostianova, Zangrando, Ceruti, Tudisco, NeurIPS 2023), as far as its published code shows it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ironrank.errors import IronrankError
+from ironrank.linalg.precision import full_precision
+
+CENTRES = ("mean", "rms")
+# The Gram matrix squares the condition number; its eigenvectors are good enough only while that stays small.
+_NARROW = 0.1
+
+
+@full_precision
+def singular_values(W: Tensor) -> Tensor:
+    """Return the singular values (..., min(n, m)) of W (..., n, m) in float64, largest first."""
+    return torch.linalg.svdvals(W.double())
+
+
+def condition_number(W: Tensor, rank: int | None = None) -> Tensor:
+    """Return ``s_1 / s_r``, infinite where ``s_r`` is zero or lost in rounding.
+
+    Args:
+        W: Matrices (..., n, m).
+        rank: r; by default min(n, m).
+
+    Returns:
+        One number for each matrix (...), float64.
+
+    Example:
+        >>> condition_number(torch.diag(torch.tensor([4.0, 2.0]))).item()
+        2.0
+    """
+    s = singular_values(W)
+    last = s[..., (rank or s.shape[-1]) - 1]
+    lost = last <= s[..., 0] * torch.finfo(W.dtype).eps
+    return torch.where(lost, torch.inf, s[..., 0] / torch.where(lost, 1.0, last))
+
+
+def stable_rank(W: Tensor) -> Tensor:
+    """Return ``||W||_F^2 / ||W||_2^2``, between 1 and the rank.
+
+    Args:
+        W: Matrices (..., n, m), not zero.
+
+    Returns:
+        One number for each matrix (...), float64.
+    """
+    s = singular_values(W)
+    return s.square().sum(-1) / s[..., 0].square()
+
+
+def centre_of(s: Tensor, centre: str) -> Tensor:
+    """Return the mean or the RMS (..., 1) of singular values s (..., r).
+
+    Args:
+        s: Singular values (..., r).
+        centre: "mean" or "rms".
+
+    Returns:
+        The centre (..., 1).
+
+    Raises:
+        IronrankError: If the centre has another name.
+    """
+    if centre not in CENTRES:
+        raise IronrankError(f"centre={centre!r}: allowed is {', '.join(CENTRES)}")
+    return s.mean(-1, keepdim=True) if centre == "mean" else s.square().mean(-1, keepdim=True).sqrt()
+
+
+def band(c: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Return the band ``[c - e, c + e]`` with ``e = tau c / (2 + tau)``, so that its ends have the ratio 1 + tau.
+
+    The ends are drawn in by a few units of rounding, so that the matrix put together again obeys the bound.
+
+    Args:
+        c: Centres.
+        tau: Allowed excess of the condition number, at least 0.
+
+    Returns:
+        Lower and upper end.
+    """
+    tau = max(0.0, tau - 8 * torch.finfo(c.dtype).eps * (2 + tau))
+    e = tau * c / (2 + tau)
+    return c - e, c + e
+
+
+@full_precision
+def clamp(S: Tensor, tau: float, centre: str = "mean") -> Tensor:
+    """Move the singular values of S into the band about their own mean or RMS; singular vectors stay.
+
+    For a fixed band this is the nearest matrix in the Frobenius norm. About the matrix's own centre it is not
+    idempotent: the clamped values have another centre, and a second clamp moves them again, though they obey
+    ``s_1 / s_r <= 1 + tau`` already. With ``tau = 0`` it is `nearest_orthogonal` times the centre.
+
+    By the eigenvectors of ``S^T S``, or by the SVD where S is not well conditioned (detected).
+
+    Args:
+        S: Cores (..., r, r).
+        tau: Allowed excess of the condition number, at least 0.
+        centre: "mean" or "rms".
+
+    Returns:
+        Cores (..., r, r) with condition number at most 1 + tau.
+
+    Raises:
+        IronrankError: If tau is negative.
+
+    Example:
+        >>> S = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))
+        >>> s = torch.linalg.svdvals(clamp(S, tau=1.0))
+        >>> round((s[0] / s[1]).item(), 9)
+        2.0
+    """
+    if tau < 0:
+        raise IronrankError(f"tau={tau}: allowed is at least 0 (cond <= 1 + tau)")
+    values, vectors = torch.linalg.eigh(S.mT @ S)
+    if not bool((values[..., 0] >= _NARROW * values[..., -1]).all()):
+        return _clamp_by_svd(S, tau, centre)
+    s = values.sqrt()
+    low, high = band(centre_of(s, centre), tau)
+    scale = torch.minimum(torch.maximum(s, low), high) / s
+    return (S @ (vectors * scale.unsqueeze(-2))) @ vectors.mT
+
+
+def _clamp_by_svd(S: Tensor, tau: float, centre: str) -> Tensor:
+    P, s, Qt = torch.linalg.svd(S)
+    low, high = band(centre_of(s, centre), tau)
+    return (P * torch.minimum(torch.maximum(s, low), high).unsqueeze(-2)) @ Qt
+
+
+@full_precision
+def nearest_orthogonal(S: Tensor, centre: str = "rms") -> Tensor:
+    """Return the orthogonal polar factor of S times the centre of its singular values: condition number 1.
+
+    Times the RMS it keeps the Frobenius norm of S; times the mean it is the nearest multiple of an orthogonal matrix.
+    Near such a matrix by Newton-Schulz steps ``Q <- Q (3 I - Q^T Q) / 2`` (products only), else by the SVD.
+
+    Args:
+        S: Cores (..., r, r), not zero.
+        centre: "rms" or "mean".
+
+    Returns:
+        Cores (..., r, r).
+    """
+    r = S.shape[-1]
+    rms = (S.square().sum((-2, -1), keepdim=True) / r).sqrt()
+    Q, identity = S / rms, torch.eye(r, dtype=S.dtype, device=S.device)
+    for _ in range(4):
+        defect = Q.mT @ Q - identity
+        size = defect.square().sum((-2, -1)).max().sqrt().item()
+        if not size < 0.5:  # outside the region of fast convergence, or NaN
+            return _polar_by_svd(S, centre)
+        if size < 4 * torch.finfo(S.dtype).eps * r**0.5:
+            break
+        Q = Q - 0.5 * (Q @ defect)
+    if centre == "rms":
+        return rms * Q
+    return (Q * S).sum((-2, -1), keepdim=True) / r * Q  # trace(Q^T S) is the sum of the singular values
+
+
+def _polar_by_svd(S: Tensor, centre: str) -> Tensor:
+    P, s, Qt = torch.linalg.svd(S)
+    Q = P @ Qt
+    Q = 1.5 * Q - 0.5 * Q @ (Q.mT @ Q)  # polish: the SVD's own rounding grows with r
+    return centre_of(s, centre).unsqueeze(-1) * Q

@@ -1,0 +1,280 @@
+"""CondLR: low-rank training with orthonormal bases and singular values kept in a narrow band.
+
+Each weight is ``W = U S V^T`` with orthonormal U and V. Every step moves the three factors along the low-rank manifold,
+brings U and V back to orthonormal columns, and moves the singular values of S into a band whose ends have the ratio
+``1 + tau``, so that the condition number of the layer never exceeds ``1 + tau``. The net is cheap to train and to run,
+and a small change of a layer's input, seen through its row space, is not stretched more than any other.
+
+Source: Savostianova, Zangrando, Ceruti, Tudisco, "Robust low-rank training via approximate orthonormal constraints",
+NeurIPS 2023. Its full text was not at hand; the equations below are derived, or read off the published code's behaviour,
+and checked numerically. They are not the paper's equations.
+
+    symbol         name here        shape
+    U, V           layer.U, .V      (n, r), (m, r), U^T U = V^T V = I
+    S              layer.S          (r, r), not diagonal
+    tau            tau              >= 0; the bound on cond(W) is 1 + tau
+    c, e           centre of the singular values and half-width tau c / (2 + tau) of the band
+
+One step, from the gradients gU, gS, gV of one backward pass:
+
+    (1)  dU = (I - U U^T) gU (S S^T)^{-1}      dV = (I - V V^T) gV (S^T S)^{-1}      dS = gS
+    (2)  the optimizer moves U, S, V along -dU, -dS, -dV; its momentum is first projected to the present tangent space
+    (3)  U <- Q of the sign-fixed QR of U,  V likewise
+    (4)  tau > 0: singular values of S clamped to [c - e, c + e];  tau = 0: S <- c times its orthogonal polar factor
+
+(1) is minus the projection of the full gradient on the tangent space of the rank-r matrices, since ``gU = G V S^T``. The
+scalar correction replaces ``S S^T`` by ``tr(S S^T)/r I``, which is exact at tau = 0.
+
+Deviations from the published code, all on purpose: the correction there is the scalar ``(s_min/s_max)^2`` (or a stale
+one); the tau = 0 projection there is QR instead of polar; the momentum there is not projected before it is used; weights
+there start at random instead of from the given ones; biases exist only where the layer has one.
+
+When not to use it: where clean accuracy at high compression matters more than a bound on the condition number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ironrank.errors import IronrankError
+from ironrank.linalg import clamp, horizontal, nearest_orthogonal, retract_cholesky, side_by_side
+from ironrank.linalg.precision import full_precision
+from ironrank.linalg.spectrum import CENTRES
+from ironrank.methods.attached import Attached
+from ironrank.methods.base import Backward, State
+from ironrank.methods.lowrank import LowRank
+from ironrank.settings import setting
+from ironrank.surgery import factored_layers
+
+CORRECTIONS = ("exact", "scalar", "none")
+_MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family call their first moment
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondLR(LowRank):
+    """Train at low rank with condition number at most ``1 + tau``.
+
+    Attributes:
+        tau: Allowed excess of the condition number.
+        taus: tau by name pattern, in place of ``tau`` for the layers that match.
+        centre: Centre of the band, "mean" or "rms" of the layer's own singular values.
+        correction: "exact" for ``(S S^T)^{-1}``, "scalar" for ``r / tr(S S^T)``, "none" for plain horizontal gradients.
+        every: Retract and clamp at every so many steps; above 1 the bounds hold only then.
+
+    Example:
+        >>> net = CondLR(tau=0.1, keep=0.5).prepare(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> net[0].rank, net[2].rank
+        (4, 2)
+    """
+
+    name: ClassVar[str] = "condlr"
+    tau: float = setting(0.1, "allowed excess of the condition number", ge=0, paper="0, 0.1, 0.5")
+    taus: dict[str, float] = setting({}, "tau by name pattern, in place of tau")
+    centre: str = setting("mean", "centre of the band", choices=CENTRES, paper="mean; rms at tau=0")
+    correction: str = setting("exact", "gradient correction of the bases", choices=CORRECTIONS, paper="exact")
+    every: int = setting(1, "retract and clamp every so many steps", ge=1, paper="1")
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            IronrankError: If a value is not allowed.
+        """
+        super().__post_init__()
+        for pattern, tau in self.taus.items():
+            if not tau >= 0:
+                raise IronrankError(f"condlr.taus['{pattern}']={tau}: allowed is at least 0")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Give the chosen layers a core and two bases, from their weights.
+
+        Args:
+            model: The dense model, changed in place.
+
+        Returns:
+            The same model.
+        """
+        return self.factorize(model, core=True)
+
+    def init(self, model: nn.Module) -> State:
+        """Bring all factors into the constraint set: orthonormal bases, clamped cores.
+
+        Args:
+            model: The prepared model, changed in place.
+
+        Returns:
+            No state.
+        """
+        self.constrain(model)
+        return {}
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, backward: Backward, t: int
+    ) -> Tensor:
+        """Take one step; see the top of this file for the equations.
+
+        Args:
+            model: The prepared model.
+            optimizer: Any torch optimizer of its parameters.
+            state: Not used.
+            backward: Fills the gradients and returns the loss.
+            t: Number of the step, from 0.
+
+        Returns:
+            The loss before the step.
+        """
+        loss = backward()
+        before = self.project(model, optimizer)  # (1), and the momentum of (2)
+        optimizer.step()  # (2)
+        self.retract(model, before, constrain=(t + 1) % self.every == 0)  # (3), (4)
+        return loss
+
+    def finish(self, model: nn.Module, state: State) -> nn.Module:
+        """Make sure that the constraints hold.
+
+        Args:
+            model: The trained model, changed in place.
+            state: Not used.
+
+        Returns:
+            The same model.
+        """
+        if self.every > 1:
+            self.constrain(model)
+        return model
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Attached:
+        """Run the same algorithm in a user's own loop: hooks before and after ``optimizer.step()``.
+
+        Args:
+            model: A model whose layers hold factors with a core, made by `prepare` or `ironrank.factorize`.
+            optimizer: Any torch optimizer that holds these factors.
+
+        Returns:
+            The attachment; ``.remove()`` ends it, ``.steps`` counts. It warns if training goes on and it never fired.
+
+        Raises:
+            IronrankError: If the model has no such layer or the optimizer does not hold its factors.
+        """
+        return Attached(self, model, optimizer)
+
+    def tau_of(self, name: str) -> float:
+        """Return the tau of a layer, by its full name."""
+        given = [tau for pattern, tau in self.taus.items() if fnmatchcase(name, pattern)]
+        return given[-1] if given else self.tau
+
+    def constrain(self, model: nn.Module) -> None:
+        """Bring every basis and core into the constraint set, from anywhere; the model is changed in place."""
+        self._to_set(model, passes=2)
+
+    def project(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
+        """Make gradients and momentum of all bases tangent, in place: equation (1).
+
+        Args:
+            model: The prepared model, with gradients.
+            optimizer: Its optimizer.
+
+        Returns:
+            Copies of the bases, by ``id``, for optimizers whose step may leave the tangent space; none for SGD.
+        """
+        layers = cores(model)
+        tasks = [(layer.U, layer.S) for _, layer in layers] + [(layer.V, layer.S.mT) for _, layer in layers]
+
+        def work(task: tuple[nn.Parameter, Tensor]) -> None:
+            make_tangent(*task, optimizer, self.correction)
+
+        side_by_side(work, sorted((task for task in tasks if task[0].grad is not None), key=_size))
+        return {id(U): U.detach().clone() for U, _ in tasks if not steps_straight(optimizer, U)}
+
+    def retract(self, model: nn.Module, before: Mapping[int, Tensor], constrain: bool = True) -> None:
+        """Bring U, V and S back to the constraint set after a step: equations (3) and (4).
+
+        Args:
+            model: The prepared model, after the optimizer's step.
+            before: What `project` returned: their steps are made tangent first.
+            constrain: False to leave the factors where the step took them, for retractions every few steps.
+        """
+        with torch.no_grad():
+            for U in (basis for _, layer in cores(model) for basis in (layer.U, layer.V)):
+                if (old := before.get(id(U))) is not None:
+                    U.copy_(old + horizontal(old, U - old))
+        if constrain:
+            self._to_set(model, passes=1 if self.every == 1 else 2)
+
+    def _to_set(self, model: nn.Module, passes: int) -> None:
+        layers = cores(model)
+        tasks: list[tuple[nn.Parameter, float | None]] = [(layer.S, self.tau_of(name)) for name, layer in layers]
+        tasks += [(basis, None) for _, layer in layers for basis in (layer.U, layer.V)]
+
+        @torch.no_grad()
+        def work(task: tuple[nn.Parameter, float | None]) -> None:
+            factor, tau = task
+            if tau is None:
+                factor.copy_(retract_cholesky(factor, passes))
+            else:
+                factor.copy_(clamp(factor, tau, self.centre) if tau > 0 else nearest_orthogonal(factor, self.centre))
+
+        side_by_side(work, sorted(tasks, key=_size))
+
+
+def cores(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return the layers that hold a core, with their full names."""
+    return [(name, layer) for name, layer in factored_layers(model) if layer.S is not None]
+
+
+@torch.no_grad()
+def make_tangent(U: nn.Parameter, S: Tensor, optimizer: torch.optim.Optimizer, correction: str) -> None:
+    """Replace the gradient of a basis by equation (1), and project the momentum, in place.
+
+    Args:
+        U: The basis (n, r), with a gradient; for V, pass ``S^T``.
+        S: The core (r, r).
+        optimizer: The optimizer, whose first moment of U is projected.
+        correction: "exact", "scalar" or "none".
+    """
+    for name in _MOMENTS:  # (2): a tangent vector of the last point is not one of this point
+        moment = optimizer.state.get(U, {}).get(name)
+        if moment is not None:
+            moment.copy_(horizontal(U, moment))
+    assert U.grad is not None
+    U.grad.copy_(corrected(horizontal(U, U.grad), S, correction))
+
+
+@full_precision
+def corrected(G: Tensor, S: Tensor, correction: str = "exact") -> Tensor:
+    """Return ``G (S S^T)^{-1}``, or its scalar stand-in.
+
+    Args:
+        G: Gradient of a basis (n, r).
+        S: The core (r, r).
+        correction: "exact"; "scalar" for ``G r / tr(S S^T)``; "none" for G.
+
+    Returns:
+        The corrected gradient (n, r).
+    """
+    if correction == "none":
+        return G
+    if correction == "scalar":
+        return G * (S.shape[-1] / S.square().sum())
+    L, info = torch.linalg.cholesky_ex(S @ S.mT)
+    if bool(info):  # singular core: the limit of the flow does not exist, the pseudo-inverse stays finite
+        return G @ torch.linalg.pinv(S @ S.mT, hermitian=True)
+    return G @ torch.cholesky_inverse(L)
+
+
+def steps_straight(optimizer: torch.optim.Optimizer, U: nn.Parameter) -> bool:
+    """Return whether the optimizer moves U along its gradient and momentum only, so that tangents stay tangents."""
+    if type(optimizer) is not torch.optim.SGD:
+        return False
+    return not any(group["weight_decay"] and any(p is U for p in group["params"]) for group in optimizer.param_groups)
+
+
+def _size(task: tuple[Tensor, Any]) -> float:
+    n, r = task[0].shape
+    return -r * r * (20 * r if n == r else n)  # an eigen-decomposition costs about 20 r^3; dearest first

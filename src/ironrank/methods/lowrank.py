@@ -1,0 +1,57 @@
+"""What low-rank methods share: which layers they take, and at which rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ironrank.methods.base import Method
+from ironrank.settings import setting
+from ironrank.surgery import Plan, apply_plan, plan
+
+ENDS = ("low-rank", "full-rank", "dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Method):
+    """Base of the methods whose layers hold factors of a fixed rank.
+
+    Attributes:
+        keep: Kept fraction of each layer's full rank; ``keep=0.2`` is what the papers call 80 % nominal compression.
+        ranks: Rank by name pattern, in place of ``keep`` for the layers that match.
+        exclude: Name patterns of layers to leave dense.
+        round_to: Ranks from ``keep`` are rounded up to a multiple of this.
+        first: The first layer.
+        last: The last layer.
+    """
+
+    keep: float = setting(0.2, "kept fraction of each layer's full rank", gt=0, le=1, paper="0.5, 0.2")
+    ranks: dict[str, int] = setting({}, "rank by name pattern, in place of keep")
+    exclude: tuple[str, ...] = setting((), "name patterns of layers to leave dense")
+    round_to: int = setting(1, "round ranks from keep up to a multiple of this", ge=1)
+    first: str = setting("low-rank", "form of the first layer", choices=ENDS, paper="low-rank")
+    last: str = setting("full-rank", "form of the last layer", choices=ENDS, paper="full-rank")
+
+    def plan(self, model: nn.Module, core: bool) -> Plan:
+        """Choose layers and ranks.
+
+        Args:
+            model: The dense model.
+            core: Whether layers get a core S.
+
+        Returns:
+            The plan.
+        """
+        rows = plan(model).rows
+        free = [row for row in rows if not row.reason and not any(fnmatchcase(row.name, p) for p in self.exclude)]
+        ends = {free[-1].name: (self.last, free[-1]), free[0].name: (self.first, free[0])} if len(free) > 1 else {}
+        dense = [name for name, (form, _) in ends.items() if form == "dense"]
+        full = {name: row.full_rank for name, (form, row) in ends.items() if form == "full-rank"}
+        return plan(model, self.keep, exclude=[*self.exclude, *dense], ranks=full | self.ranks,
+                    round_to=self.round_to, core=core)  # fmt: skip
+
+    def factorize(self, model: nn.Module, core: bool) -> nn.Module:
+        """Replace the chosen layers, in place, by the truncated SVD of their weights."""
+        return apply_plan(model, self.plan(model, core))

@@ -1,0 +1,121 @@
+"""Recipes of CondLR: the published nets, data sets and settings.
+
+Settings as in the scripts of the published code (SGD, 120 epochs, learning rate times 0.3 at epochs 70 and 100, a quarter
+of the training set held out, clean training); milestones are fractions here, so that a shorter run keeps their places.
+The published attack is FGSM; validation here is by PGD on the net's own gradients.
+
+    recipe                  net                 lr      momentum   batch
+    condlr/lenet5-mnist     LeNet5 20-50-500    0.1     0.3        128
+    condlr/vgg16-cifar10    VGG16, batch norm   0.05    0.45       128
+    condlr/wrn16-4-cifar10  WRN-16-4            0.08    0.5        128
+    condlr/wrn16-4-cifar100 WRN-16-4            0.1     0.5        256
+"""
+
+from __future__ import annotations
+
+from ironrank.attacks import PGD
+from ironrank.data import CIFAR10, CIFAR100, MNIST, Dataset
+from ironrank.errors import IronrankError
+from ironrank.methods import SVD, UV, CondLR, Dense, Method
+from ironrank.models import VGG16, LeNet5, Model, WideResNet
+from ironrank.optim import SGD, Steps
+from ironrank.training import Run
+
+MODES = ("dense", "svd", "uv", "condlr")
+
+
+def lenet5_mnist(
+    mode: str = "condlr", nominal: int = 80, tau: float = 0.1, epochs: int = 20, seed: int = 0, tiny: bool = False
+) -> Run:
+    """LeNet5 (20-50-500-10) on MNIST; published with 120 epochs.
+
+    Args:
+        mode: "dense", "svd", "uv" or "condlr".
+        nominal: Nominal compression in percent: ranks are ``ceil((1 - nominal/100) full rank)``.
+        tau: CondLR's bound on the condition number is ``1 + tau``.
+        epochs: Passes over the training images.
+        seed: Seed of everything random.
+        tiny: A quarter of the width and small batches, to try the recipe out.
+
+    Returns:
+        The run.
+    """
+    data = MNIST(validation=0.25)
+    validate = PGD(norm="Linf", eps=0.1, steps=10)
+    sgd = SGD(lr=0.1, momentum=0.3)
+    model = LeNet5(width=0.25) if tiny else LeNet5()
+    return _published("condlr/lenet5-mnist", data, model, sgd, mode, nominal, tau, epochs, seed, 128, validate, tiny)
+
+
+def vgg16_cifar10(
+    mode: str = "condlr", nominal: int = 80, tau: float = 0.1, epochs: int = 120, seed: int = 0, tiny: bool = False
+) -> Run:
+    """VGG16 with batch norm on CIFAR-10; for the arguments see `lenet5_mnist`."""
+    data, sgd = CIFAR10(validation=0.25, augment="crop-flip"), SGD(lr=0.05, momentum=0.45)
+    model = VGG16(width=0.0625) if tiny else VGG16()
+    return _published("condlr/vgg16-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny)
+
+
+def wrn16_4_cifar10(
+    mode: str = "condlr", nominal: int = 80, tau: float = 0.1, epochs: int = 120, seed: int = 0, tiny: bool = False
+) -> Run:
+    """WRN-16-4 on CIFAR-10; for the arguments see `lenet5_mnist`.
+
+    The published scripts use lr 0.05 for tau = 0 at 50 and momentum 0.95 for tau = 0.1 at 80: set them by ``--set``.
+    """
+    data, sgd = CIFAR10(validation=0.25, augment="crop-flip"), SGD(lr=0.08, momentum=0.5)
+    model = WideResNet(width=0.125) if tiny else WideResNet()
+    return _published("condlr/wrn16-4-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny)
+
+
+def wrn16_4_cifar100(
+    mode: str = "condlr", nominal: int = 50, tau: float = 0.1, epochs: int = 120, seed: int = 0, tiny: bool = False
+) -> Run:
+    """WRN-16-4 on CIFAR-100, published at 50 only; for the arguments see `lenet5_mnist`."""
+    data, sgd = CIFAR100(validation=0.25, augment="crop-flip"), SGD(lr=0.1, momentum=0.5)
+    model = WideResNet(width=0.125) if tiny else WideResNet()
+    return _published("condlr/wrn16-4-cifar100", data, model, sgd, mode, nominal, tau, epochs, seed, 256, _L2, tiny)
+
+
+_L2 = PGD(norm="L2", eps=0.1, steps=10)
+
+
+def _published(
+    recipe: str, data: Dataset, model: Model, sgd: SGD, mode: str, nominal: int, tau: float, epochs: int, seed: int,
+    batch: int, validate: PGD, tiny: bool,
+) -> Run:  # fmt: skip
+    if tiny:
+        epochs, batch = min(epochs, 1), 32
+    if not 0 <= nominal < 100:
+        raise IronrankError(f"nominal={nominal}: allowed is 0 to 99 (nominal compression in percent)")
+    run = Run(recipe=recipe, data=data, model=model, optimizer=sgd, schedule=Steps(), epochs=epochs, batch_size=batch,
+              seed=seed, validate=validate, validate_images=64 if tiny else 1000)  # fmt: skip
+    return staged(run, mode, (100 - nominal) / 100, tau)
+
+
+def staged(run: Run, mode: str, keep: float, tau: float) -> Run:
+    """Give a run its method. SVD trains dense for half of the epochs first, so that all modes have the same budget.
+
+    Args:
+        run: The dense run.
+        mode: "dense", "svd", "uv" or "condlr".
+        keep: Kept fraction of each layer's full rank, in (0, 1].
+        tau: CondLR's tau.
+
+    Returns:
+        The run.
+
+    Raises:
+        IronrankError: If the mode has another name.
+    """
+    import dataclasses
+
+    if mode not in MODES:
+        raise IronrankError(f"mode={mode!r}: allowed is {', '.join(MODES)}")
+    centre = "rms" if tau == 0 else "mean"  # as published
+    methods: dict[str, Method] = {"dense": Dense(), "svd": SVD(keep=keep), "uv": UV(keep=keep),
+                                  "condlr": CondLR(keep=keep, tau=tau, centre=centre)}  # fmt: skip
+    if mode != "svd":
+        return dataclasses.replace(run, method=methods[mode])
+    first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
+    return dataclasses.replace(run, method=methods["svd"], epochs=run.epochs // 2, start=first)

@@ -1,0 +1,44 @@
+"""The page: the template with the tables and the figures put in."""
+
+from __future__ import annotations
+
+import functools
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ironrank.report import course, robustness, structure
+from ironrank.report.content import Content
+
+
+def render(content: Content) -> str:
+    """Return the whole page.
+
+    Args:
+        content: What the report says.
+
+    Returns:
+        HTML; everything that came from outside is escaped.
+    """
+    rows, threat = content.rows, content.verdict.threat
+    return _environment().get_template("page.html.j2").render(
+        content=content,
+        eps=robustness.accuracy_against_eps(rows),
+        size=robustness.size_against_robustness(rows, threat),
+        spectra=structure.spectra(rows),
+        ranks=structure.ranks(rows),
+        training=course.training(content.runs, rows),
+    )  # fmt: skip
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ironrank.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["drawing"] = Markup  # our own drawings only: their text went through an XML writer
+    return environment

@@ -1,0 +1,201 @@
+"""The tables, once: the page and the Markdown file print the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ironrank.report import text
+from ironrank.report.judge import Verdict
+from ironrank.report.rows import Layer, Row, Score
+from ironrank.report.training import METRICS, Training
+
+NO_BREAK = "\u00a0"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A header cell: what the numbers are, and their unit."""
+
+    label: str
+    unit: str = ""
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and, smaller, what belongs to it: an interval, a ratio."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, header cells and rows of cells; the first cell of a row names it."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    pick: int | None = None
+
+
+def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
+    """Return the one table: a line for each net.
+
+    Args:
+        rows: The rows.
+        verdict: Its pick is marked.
+
+    Returns:
+        Accuracies with 95 % intervals, sizes and operations with ratios, latency, conditioning, n and seed.
+    """
+    attacks = {score.key: score for row in rows for score in row.robust}
+    columns = (
+        Column("net", words=True),
+        Column("clean accuracy", "%"),
+        *(Column(f"accuracy under {score.label}", f"%, {score.ball}") for score in attacks.values()),
+        Column("deployed parameters"),
+        Column("stored parameters"),
+        Column("multiply-accumulates", "10⁶ per image"),
+        Column("deployed size", "kB"),
+        Column("latency", "ms, median [q1, q3]"),
+        Column("largest condition number", "σ₁ / σᵣ"),
+        Column("test images", "n"),
+        Column("seed"),
+    )
+    picked = "" if verdict.pick is None else " The net of the verdict is set in bold."
+    caption = (
+        f"Small print: 95 % Wilson interval of accuracies; ratio to the same net with dense layers.{picked}"
+    )
+    return Table(caption, columns, tuple(_line(row, tuple(attacks)) for row in rows), verdict.pick)
+
+
+def _line(row: Row, attacks: tuple[tuple, ...]) -> tuple[Cell, ...]:
+    return (
+        Cell(row.name),
+        accuracy(row.clean_score),
+        *(accuracy(_worst(row, key)) for key in attacks),
+        Cell(text.count(row.size), _of_dense(row, "params_deployed", "params_dense")),
+        Cell(text.count(row.count("params_stored")), _of_dense(row, "params_stored", "params_dense")),
+        Cell(_scaled(row.count("macs"), 1e6), _of_dense(row, "macs", "macs_dense")),
+        Cell(_scaled(row.count("bytes"), 1e3)),
+        latency(row),
+        Cell(text.significant(row.number("max_cond"))),
+        Cell(text.count(row.count("n"))),
+        Cell(row.text("seed")),
+    )
+
+
+def accuracy(score: Score | None) -> Cell:
+    """Return an accuracy in percent and its interval, or a dash."""
+    if score is None:
+        return Cell(text.DASH)
+    limits = score.interval
+    return Cell(text.percent(score.accuracy), "" if limits is None else _span(*map(text.percent, limits)))
+
+
+def latency(row: Row) -> Cell:
+    """Return the median latency in ms, with its quartiles and the number of threads."""
+    median, q1, q3 = (row.number("latency_ms", part) for part in ("median", "q1", "q3"))
+    quartiles = "" if q1 is None or q3 is None else _span(text.significant(q1), text.significant(q3))
+    threads = text.whole(row.number("latency_ms", "threads"))
+    counted = "" if threads is None else f"{threads}{NO_BREAK}thread{'s' * (threads != 1)}"
+    return Cell(text.significant(median), ", ".join(filter(None, [quartiles, counted])))
+
+
+def layers(row: Row) -> Table:
+    """Return the layers of one net: shape, rank, condition number, distance of its bases from orthonormal."""
+    columns = (
+        Column("layer", words=True),
+        Column("kind", words=True),
+        Column("shape", f"out {text.TIMES} in ..."),
+        Column("rank", "of full rank"),
+        Column("condition number", "σ₁ / σᵣ"),
+        Column("orthonormality error", "of the bases"),
+    )
+    return Table(f"Layers of {text.quote(row.name)}.", columns, tuple(_layer(layer) for layer in row.layers))
+
+
+def _layer(layer: Layer) -> tuple[Cell, ...]:
+    return (
+        Cell(layer.name),
+        Cell(layer.kind),
+        Cell(text.shape(layer.shape)),
+        Cell(text.count(layer.rank), "" if layer.full_rank is None else f"of {text.count(layer.full_rank)}"),
+        Cell(text.significant(layer.cond)),
+        Cell(text.significant(layer.orthonormality_error)),
+    )
+
+
+def curves(rows: Sequence[Row]) -> Table | None:
+    """Return the curves of accuracy against eps as numbers, or None where no row carries one."""
+    drawn = [row for row in rows if row.curve]
+    radii = sorted({round(eps, 6) for row in drawn for eps, _, _ in row.curve})
+    if not drawn:
+        return None
+    found = [{round(eps, 6): accuracy for eps, accuracy, _ in row.curve} for row in drawn]
+    columns = (Column("ε", "pixel range 0 to 1"), *(Column(row.name, "%") for row in drawn))
+    body = tuple(
+        (Cell(text.epsilon(eps)), *(Cell(text.percent(one.get(eps))) for one in found)) for eps in radii
+    )
+    return Table("Accuracy under attack against the radius ε of the ball.", columns, body)
+
+
+def training(runs: Sequence[Training]) -> Table | None:
+    """Return the last epoch of every run, or None where there are no runs."""
+    keys = [key for key in METRICS if any(run.series(key) for run in runs)]
+    if not keys:
+        return None
+    columns = (
+        Column("run", words=True),
+        Column("epochs"),
+        *(Column(METRICS[k].label, METRICS[k].unit) for k in keys),
+    )
+    body = tuple(
+        (Cell(run.name), Cell(str(len(run.lines))), *(_last(run, key) for key in keys)) for run in runs
+    )
+    return Table("Last value of every training curve.", columns, body)
+
+
+def _last(run: Training, key: str) -> Cell:
+    series = run.series(key)
+    if not series:
+        return Cell(text.DASH)
+    return Cell(text.percent(series[-1][1]) if METRICS[key].percent else text.significant(series[-1][1]))
+
+
+def provenance(rows: Sequence[Row]) -> Table:
+    """Return what made every row: data, recipe, method, device and versions."""
+    keys = ("data", "recipe", "method", "device")
+    packages = list(dict.fromkeys(name for row in rows for name in _versions(row)))
+    columns = (Column("net", words=True), *(Column(key, words=True) for key in keys),
+               *(Column(name, "version", words=True) for name in packages))  # fmt: skip
+    body = tuple(
+        (Cell(row.name), *(Cell(row.text(key)) for key in keys),
+         *(Cell(_versions(row).get(name, text.DASH)) for name in packages))
+        for row in rows
+    )  # fmt: skip
+    return Table("What was measured, and with what.", columns, body)
+
+
+def _versions(row: Row) -> dict[str, str]:
+    found = row.raw.get("versions")
+    return {name: str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+
+
+def _worst(row: Row, key: tuple) -> Score | None:
+    return min((score for score in row.robust if score.key == key), key=lambda s: s.accuracy, default=None)
+
+
+def _of_dense(row: Row, part: str, whole: str) -> str:
+    ratio = row.ratio(part, whole)
+    return "" if ratio is None else f"{text.percent(ratio)}{NO_BREAK}% of dense"
+
+
+def _scaled(value: int | None, unit: float) -> str:
+    return text.significant(None if value is None else value / unit)
+
+
+def _span(low: str, high: str) -> str:
+    return f"[{low},{NO_BREAK}{high}]"

@@ -1,0 +1,72 @@
+"""Training metrics of the runs behind the rows: the lines of ``metrics.jsonl``, read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ironrank.errors import IronrankError
+from ironrank.report import text
+from ironrank.report.rows import name_of, unique
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of ``metrics.jsonl`` that is drawn: its words, its unit, its axis."""
+
+    label: str
+    unit: str = ""
+    percent: bool = False
+    log: bool = False
+
+
+METRICS = {
+    "loss": Metric("training loss"),
+    "val_clean": Metric("validation accuracy, clean", "%", percent=True),
+    "val_robust": Metric("validation accuracy under attack", "%", percent=True),
+    "max_cond": Metric("largest condition number", "σ₁ / σᵣ", log=True),
+    "lr": Metric("learning rate"),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """The lines of one run, in order."""
+
+    name: str
+    lines: tuple[Mapping[str, Any], ...]
+
+    def series(self, key: str) -> list[tuple[float, float]]:
+        """Return (epoch, value) of the finite values of one metric."""
+        pairs = ((text.number(line.get("epoch")), text.number(line.get(key))) for line in self.lines)
+        found = [(float(i) if epoch is None else epoch, value) for i, (epoch, value) in enumerate(pairs, 1)]
+        return [
+            (epoch, value) for epoch, value in found if value is not None and math.isfinite(value + epoch)
+        ]
+
+
+def read(runs: Sequence[Mapping[str, Any]] | None) -> tuple[Training, ...]:
+    """Read training metrics.
+
+    Args:
+        runs: Dicts with ``name`` (of the row) and ``metrics`` (the lines of its ``metrics.jsonl``), or None.
+
+    Returns:
+        One value a run.
+
+    Raises:
+        IronrankError: If an item has another shape.
+    """
+    for i, item in enumerate(runs or [], 1):
+        lines = item.get("metrics") if isinstance(item, Mapping) else None
+        if not isinstance(lines, list | tuple) or not all(isinstance(line, Mapping) for line in lines):
+            raise IronrankError(
+                f"run {i}: a dict with 'name' and 'metrics' (list of the lines of metrics.jsonl) is needed"
+            )
+    names = unique(name_of(item, i) for i, item in enumerate(runs or [], 1))
+    return tuple(
+        Training(name, tuple(text.plain(item["metrics"])))
+        for name, item in zip(names, runs or [], strict=True)
+    )

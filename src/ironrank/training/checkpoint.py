@@ -1,0 +1,128 @@
+"""One file that holds all a training needs to go on: written whole or not at all.
+
+    model/...        weights
+    state/...        the method's tensors
+    optimizer/i/...  moments of parameter i, in the order of the optimizer's groups
+    header           layout, progress, and the optimizer's numbers that are no tensors
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ironrank.artifact import Layout, read_layout
+from ironrank.errors import IronrankError
+from ironrank.files import read_tensors, write_tensors
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        step: Steps taken.
+        epoch: Epochs finished.
+        best: Robust and clean validation accuracy of the best epoch so far.
+        lines: Lines of metrics.jsonl written.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    best: tuple[float, float] = (-1.0, -1.0)
+    lines: int = 0
+
+
+@dataclass
+class Checkpoint:
+    """The contents of a checkpoint file."""
+
+    layout: Layout
+    progress: Progress
+    model: dict[str, Tensor]
+    state: dict[str, Tensor]
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Tensor],
+    layout: Layout,
+    progress: Progress,
+) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: The file.
+        model: The model.
+        optimizer: Its optimizer.
+        state: The method's tensors.
+        layout: The model's structure.
+        progress: How far the training has come.
+    """
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"state/{name}": tensor for name, tensor in state.items()}
+    numbers: dict[str, Any] = {}
+    for index, moments in optimizer.state_dict()["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+            elif value is not None:
+                numbers[f"{index}/{name}"] = value
+    notes = {"layout": json.dumps(layout), "progress": json.dumps(vars(progress)), "numbers": json.dumps(numbers)}
+    write_tensors(path, tensors, notes)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its contents, on the CPU.
+
+    Raises:
+        IronrankError: If it is missing or damaged.
+    """
+    tensors, notes = read_tensors(path)
+    layout = read_layout(notes, path)
+    try:
+        progress = Progress(**json.loads(notes["progress"]))
+        numbers = json.loads(notes["numbers"])
+    except (KeyError, ValueError, TypeError):
+        raise IronrankError(f"{path} is no checkpoint: its header is incomplete; train again") from None
+    progress.best = (progress.best[0], progress.best[1])
+
+    def part(head: str) -> dict[str, Tensor]:
+        return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}
+
+    return Checkpoint(layout, progress, part("model/"), part("state/"), part("optimizer/"), numbers)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Give an optimizer the moments of a checkpoint.
+
+    Args:
+        optimizer: A fresh optimizer of the restored model's parameters, in the same groups.
+        checkpoint: The checkpoint.
+
+    Raises:
+        IronrankError: If the moments do not fit the optimizer's parameters.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*checkpoint.moments.items(), *checkpoint.numbers.items()]:
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = value
+    whole = optimizer.state_dict()
+    if any(index >= sum(len(group["params"]) for group in whole["param_groups"]) for index in state):
+        raise IronrankError("the checkpoint's optimizer has other parameters than the model: train again")
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

@@ -1,0 +1,251 @@
+"""The one training loop: every method, objective, model and data set passes through it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from ironrank.artifact import WHICH, layout_of, load_model, restore, save_model
+from ironrank.audit.accuracy import accuracy, robust_accuracy
+from ironrank.data import Images, Stream, mix, split
+from ironrank.errors import IronrankError
+from ironrank.files import read_json, write_json, write_text
+from ironrank.linalg import condition_number
+from ironrank.optim import set_lr
+from ironrank.settings import encode
+from ironrank.surgery import factored_layers, weighted_layers
+from ironrank.training.checkpoint import Progress, load_checkpoint, restore_optimizer, save_checkpoint
+from ironrank.training.processes import average_gradients, process
+from ironrank.training.progress import watching
+from ironrank.training.run import Run, decode_run
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def train(
+    run: Run,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    until: int | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Train, and leave a run folder behind (see `ironrank.artifact`).
+
+    Every random choice is a function of the run's seed and the step, so that a training that is stopped and resumed ends
+    with the same bits as one that is not.
+
+    Args:
+        run: What to train.
+        out: The run folder; made if needed.
+        resume: Go on from the folder's checkpoint, if there is one.
+        until: Stop after this many epochs, to be resumed later.
+        console: Where to show progress; None for nowhere.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        IronrankError: If the folder holds another run or cannot be written, the data is missing, or the loss is not
+            finite.
+    """
+    out = Path(out)
+    _open_folder(out, run, resume)
+    start = run.start
+    if isinstance(start, Run):
+        if not (out / "start" / WHICH["best"]).is_file() or not (out / CHECKPOINT).is_file():
+            train(start, out / "start", resume=True, console=console)
+        start = str(out / "start")
+    job = _Job(run, out, start)
+    with watching(console, job.steps, job.progress.step) as watcher:
+        while job.progress.epoch < run.epochs and not (until is not None and job.progress.epoch >= until):
+            job.epoch(watcher)
+    if job.progress.epoch >= run.epochs:
+        job.finish()
+    return out
+
+
+class _Job:
+    """What one training holds while it runs."""
+
+    def __init__(self, run: Run, out: Path, start: str | None) -> None:
+        self.run, self.out = run, out
+        self.rank, self.world = process()
+        self.train_images, self.validation = self._load()
+        self.stream = Stream(self.train_images, run.batch_size, run.seed, run.data.augment, (self.rank, self.world))
+        self.steps = run.epochs * self.stream.steps_per_epoch
+        saved = out / CHECKPOINT
+        checkpoint = load_checkpoint(saved) if saved.is_file() else None
+        torch.manual_seed(mix(run.seed, "init"))
+        model = run.model.build(run.data.spec)
+        if checkpoint is not None:
+            model = restore(model, checkpoint.layout, checkpoint.model, str(saved))
+        else:
+            model = run.method.prepare(model if start is None else _started(start, model))
+        memory_format = torch.channels_last if run.channels_last else torch.contiguous_format
+        self.model = model.to(run.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
+        self.optimizer = run.optimizer.build(run.method.groups(self.model))
+        if checkpoint is None:
+            self.state, self.progress = run.method.init(self.model), Progress()
+            write_text(out / "metrics.jsonl", "")
+        else:
+            self.state = {name: tensor.to(run.device) for name, tensor in checkpoint.state.items()}
+            self.progress = checkpoint.progress
+            restore_optimizer(self.optimizer, checkpoint)
+            self._cut_metrics()
+
+    def _load(self) -> tuple[Images, Images]:
+        images = self.run.data.load("train")
+        train_images, validation = split(images, self.run.data.validation, self.run.seed)
+        return train_images.to(self.run.device), validation.to(self.run.device)
+
+    def epoch(self, watcher: Any) -> None:
+        """Take the steps of one epoch, validate, log, and write the checkpoint."""
+        began, total = time.perf_counter(), torch.zeros((), dtype=torch.float64)
+        for k in range(self.stream.steps_per_epoch):
+            loss = self.step()
+            total += loss.cpu()
+            speed = (k + 1) * self.run.batch_size / (time.perf_counter() - began)
+            watcher.step(f"loss {loss.item():.4f}  {speed:.0f} images/s")
+        self.progress.epoch += 1
+        seconds = time.perf_counter() - began
+        line = {"epoch": self.progress.epoch, "step": self.progress.step, "loss": float(total) / (k + 1)}
+        line |= {"lr": self.optimizer.param_groups[0]["lr"], **self.validate(), **self.watch()}
+        self.log(line | {"seconds": round(seconds, 3)})
+        watcher.epoch(line)
+        self.checkpoint()
+
+    def step(self) -> Tensor:
+        """Take one step; return its loss."""
+        run, t = self.run, self.progress.step
+        set_lr(self.optimizer, run.schedule.factor(t / self.steps))
+        x, y = self.stream.batch(t)
+        if run.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+
+        def backward() -> Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.manual_seed(mix(run.seed, "step", t, self.rank))  # dropout: the same however often it is asked for
+            noise = torch.Generator().manual_seed(mix(run.seed, "attack", t, self.rank))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+                loss = run.objective(self.model, x, y, generator=noise) + run.method.penalty(self.model, self.state)
+            if not torch.isfinite(loss):
+                raise IronrankError(self._blown_up(loss.item()))
+            loss.backward()
+            average_gradients(self.model, len(y))
+            return loss.detach()
+
+        loss = run.method.step(self.model, self.optimizer, self.state, backward, t)
+        self.progress.step += 1
+        if self.progress.step % run.log_every == 0:
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.log({"step": self.progress.step, "loss": loss.item(), "lr": lr, **self.watch()})
+        return loss
+
+    def watch(self) -> dict[str, float]:
+        """Return what the method watches."""
+        return self.run.method.watch(self.model, self.state)
+
+    def validate(self) -> dict[str, float]:
+        """Return clean and robust accuracy on the held-out images, and keep the best model."""
+        scores = (0.0, 0.0)
+        if len(self.validation):
+            attacked = self.validation.first(self.run.validate_images)
+            robust = robust_accuracy(self.model, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
+            scores = (robust, accuracy(self.model, self.validation))
+        if scores >= self.progress.best:
+            self.progress.best = scores
+            self._save("best.partial.safetensors", self.model)
+        return {"val_robust": scores[0], "val_clean": scores[1]} if len(self.validation) else {}
+
+    def finish(self) -> None:
+        """Give the last and the best model their final form."""
+        self._save(WHICH["last"], self.run.method.finish(self.model, self.state))
+        best = self.out / "best.partial.safetensors"
+        if best.is_file() and self.rank == 0:
+            if len(self.validation):
+                model = load_model(best).to(self.run.device)
+                self._save(WHICH["best"], self.run.method.finish(model, self.state))
+            else:
+                self._save(WHICH["best"], self.model)
+            best.unlink()
+        elif self.run.epochs == 0:
+            self._save(WHICH["best"], self.model)
+        write_json(self.out / "layout.json", layout_of(self.model, self.run.model, self.run.data.spec))
+
+    def _save(self, name: str, model: nn.Module) -> None:
+        if self.rank == 0:
+            save_model(self.out / name, model, layout_of(model, self.run.model, self.run.data.spec))
+
+    def checkpoint(self) -> None:
+        """Write the checkpoint."""
+        if self.rank == 0:
+            layout = layout_of(self.model, self.run.model, self.run.data.spec)
+            save_checkpoint(self.out / CHECKPOINT, self.model, self.optimizer, self.state, layout, self.progress)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        self.progress.lines += 1
+        if self.rank == 0:
+            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _cut_metrics(self) -> None:
+        """Drop the lines that were written after the checkpoint: their steps are taken again."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        write_text(path, "".join(lines[: self.progress.lines]))
+
+    def _blown_up(self, loss: float) -> str:
+        where = ""
+        conds = {name: float(condition_number(layer.detach())) for name, layer in _matrices(self.model)}
+        if conds:
+            widest = max(conds, key=lambda name: conds[name] if conds[name] == conds[name] else float("inf"))
+            where = f"; the layer with the widest spectrum is '{widest}' (condition number {conds[widest]:.3g})"
+        return (f"the loss is {loss} at step {self.progress.step}{where}; lower optimizer.lr or clip the schedule, "
+                f"then start again or resume from the last epoch in {self.out}")  # fmt: skip
+
+
+def _matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
+    factored = dict(factored_layers(model))
+    finite = []
+    for name, layer in weighted_layers(model):
+        matrix = factored[name].matrix() if name in factored else layer.weight.flatten(1)  # type: ignore[operator, union-attr]
+        if not torch.isfinite(matrix).all():
+            matrix = torch.zeros_like(matrix)  # infinite condition number: this is the culprit
+        finite.append((name, matrix))
+    return finite
+
+
+def _started(start: str, model: nn.Module) -> nn.Module:
+    """Load the earlier stage into a dense model of the same architecture."""
+    earlier = load_model(start)
+    if factored_layers(earlier):
+        raise IronrankError(f"start={start}: that run is factored already; start from a dense run")
+    try:
+        model.load_state_dict(earlier.state_dict())
+    except RuntimeError:
+        raise IronrankError(f"start={start}: that run has another architecture than this one") from None
+    return model
+
+
+def _open_folder(out: Path, run: Run, resume: bool) -> None:
+    """Make or check the run folder, and write run.json."""
+    there = out / "run.json"
+    if out.exists() and not out.is_dir():
+        raise IronrankError(f"{out} is a file: name a folder for the run")
+    if there.is_file():
+        if not resume:
+            raise IronrankError(f"{out} holds a run already: choose another folder, or resume it (--resume)")
+        old = decode_run(read_json(there))
+        if changed(old, device=run.device) != run:
+            names = [key for key, value in encode(run).items() if encode(old)[key] != value and key != "device"]
+            raise IronrankError(f"{out} holds another run (it differs in {', '.join(names)}): choose another folder")
+    write_json(there, encode(run))

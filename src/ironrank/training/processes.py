@@ -1,0 +1,33 @@
+"""Several processes as one: gradients averaged over the global batch. Plain `torch.distributed`, made by ``torchrun``."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def process() -> tuple[int, int]:
+    """Return rank and number of processes; (0, 1) where there is only this one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def average_gradients(model: nn.Module, count: int) -> None:
+    """Replace every gradient by its average over all samples of all processes, in place.
+
+    Args:
+        model: The model, with gradients that are means over this process's samples.
+        count: Number of samples of this process.
+    """
+    if process()[1] == 1:
+        return
+    total = torch.tensor(float(count))
+    dist.all_reduce(total)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradient.mul_(count / total.item())
+            dist.all_reduce(gradient)
+            parameter.grad = gradient

@@ -1,0 +1,62 @@
+"""What a person watching a training sees: a bar with speed and time left, a line for each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Watcher:
+    """Shows steps and epochs; a watcher without a console shows nothing."""
+
+    def __init__(self, bar: Progress | None = None, total: int = 0, done: int = 0) -> None:
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task("training", total=total, completed=done, note="")
+
+    def step(self, note: str) -> None:
+        """Advance by one step.
+
+        Args:
+            note: Loss and speed in a few words.
+        """
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=1, note=note)
+
+    def epoch(self, line: Mapping[str, float | int | str | None]) -> None:
+        """Print one line for a finished epoch.
+
+        Args:
+            line: The epoch's metrics.
+        """
+        if self._bar is not None:
+            parts = [f"epoch {line['epoch']}", f"loss {line['loss']:.4f}"]
+            for key, text in (("val_clean", "validation clean"), ("val_robust", "robust")):
+                if line.get(key) is not None:
+                    parts.append(f"{text} {100 * float(line[key] or 0):.1f} %")
+            if "max_cond" in line:
+                parts.append(f"largest cond {line['max_cond']:.4f}")
+            self._bar.console.print("  ".join(parts))
+
+
+@contextmanager
+def watching(console: Console | None, total: int, done: int = 0) -> Iterator[Watcher]:
+    """Show a progress bar while training.
+
+    Args:
+        console: Where to; None for nothing.
+        total: Steps of the whole training.
+        done: Steps already taken.
+
+    Yields:
+        The watcher.
+    """
+    if console is None:
+        yield Watcher()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Watcher(bar, total, done)

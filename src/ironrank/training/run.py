@@ -1,0 +1,75 @@
+"""A run: everything that decides what a training does, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Union
+
+from ironrank.attacks import ATTACKS
+from ironrank.attacks.base import Attack
+from ironrank.attacks.pgd import PGD
+from ironrank.data import DATASETS, Dataset
+from ironrank.errors import IronrankError
+from ironrank.methods import METHODS, Dense, Method
+from ironrank.models import MODELS, Model
+from ironrank.objectives import OBJECTIVES, Clean, Objective
+from ironrank.optim import OPTIMIZERS, SCHEDULES, SGD, Constant, Optimizer, Schedule
+from ironrank.settings import Settings, decode, setting
+
+FAMILIES: dict[type[Settings], Any] = {
+    Dataset: DATASETS,
+    Model: MODELS,
+    Attack: ATTACKS,
+    Objective: OBJECTIVES,
+    Method: METHODS,
+    Optimizer: OPTIMIZERS,
+    Schedule: SCHEDULES,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Settings):
+    """One training: data, model, objective and method are independent of each other; any combination runs.
+
+    ``start`` is an earlier stage whose weights this run starts from: another run, trained first into the sub-folder
+    ``start``, or the path of a run folder.
+    """
+
+    name: ClassVar[str] = "run"
+    recipe: str = setting("", "recipe it came from")
+    data: Dataset = setting(text="data set")
+    model: Model = setting(text="architecture")
+    objective: Objective = setting(Clean(), "what is minimised")
+    method: Method = setting(Dense(), "what happens to the weights")
+    optimizer: Optimizer = setting(SGD(), "optimizer")
+    schedule: Schedule = setting(Constant(), "factor on the learning rate")
+    epochs: int = setting(20, "passes over the training images", ge=0)
+    batch_size: int = setting(128, "images per step, over all processes", ge=1)
+    seed: int = setting(0, "seed of everything random", ge=0)
+    device: str = setting("cpu", "torch device, such as cpu or cuda")
+    precision: str = setting("float32", "forward and backward", choices=("float32", "bfloat16"))
+    channels_last: bool = setting(True, "memory layout of images and dense kernels")
+    validate: Attack = setting(PGD(steps=10), "attack on held-out images, for the best checkpoint")
+    validate_images: int = setting(1000, "held-out images that are attacked each epoch", ge=1)
+    log_every: int = setting(100, "steps between two lines of metrics.jsonl", ge=1)
+    start: Union["Run", str, None] = setting(None, "earlier stage, or run folder, that it starts from")
+
+
+def decode_run(value: Any) -> Run:
+    """Read a run from the JSON values of ``run.json``.
+
+    Args:
+        value: What `ironrank.settings.encode` made of a run.
+
+    Returns:
+        The run.
+
+    Raises:
+        IronrankError: If it is no run or names something unknown.
+    """
+    if not isinstance(value, dict):
+        raise IronrankError("run.json holds no run: restore it or train again")
+    try:
+        return decode(Run, value, FAMILIES, "run")
+    except TypeError as error:
+        raise IronrankError(f"run.json is incomplete: {error}") from None

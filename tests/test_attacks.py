@@ -1,0 +1,456 @@
+"""Attacks: the promises that hold for every member and both norms, and each member's own known answers."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ironrank.attacks import ATTACKS, FGSM, PGD
+from ironrank.attacks.losses import cross_entropy, margin
+from ironrank.attacks.threat import project, random_start, steepest
+from ironrank.errors import IronrankError
+
+CASES = {
+    "fgsm": FGSM,
+    "fgsm-rs": lambda **kw: FGSM(start=1, alpha=1.25, **kw),
+    "pgd": lambda **kw: PGD(steps=5, restarts=2, **kw),
+    "pgd-last": lambda **kw: PGD(steps=5, keep="last", **kw),
+    "pgd-from-x": lambda **kw: PGD(steps=5, random_start=False, **kw),
+}
+EPS = {"Linf": 0.1, "L2": 0.5}
+each = pytest.mark.parametrize("case", CASES)
+norms = pytest.mark.parametrize("norm", EPS)
+losses = pytest.mark.parametrize("loss", ["ce", "margin"])
+
+
+def test_every_attack_has_a_case():
+    assert {CASES[case]().name for case in CASES} == ATTACKS.keys()
+
+
+def network():
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Dropout(0.5),
+        nn.Flatten(), nn.Linear(36, 3),
+    )  # fmt: skip
+    net(torch.rand(16, 1, 8, 8))  # gives the batch norm statistics of its own
+    return net.train()
+
+
+def batch(n=6, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand((n, 1, 8, 8), generator=generator, dtype=dtype)
+    x[0], x[1, :, :4] = 0, 1  # faces of the box
+    return x, torch.randint(3, (n,), generator=generator)
+
+
+def seeded(seed=7):
+    return torch.Generator().manual_seed(seed)
+
+
+def length(delta, norm):
+    return delta.flatten(1).norm(p={"Linf": torch.inf, "L2": 2}[norm], dim=1)
+
+
+@each
+@norms
+@losses
+def test_inside_ball_and_box(case, norm, loss):
+    x, y = batch()
+    adversarial = CASES[case](norm=norm, eps=EPS[norm], loss=loss)(network(), x, y, generator=seeded())
+    assert length(adversarial - x, norm).max() <= EPS[norm] + 1e-6
+    assert length(adversarial - x, norm).max() > 0.5 * EPS[norm]
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert adversarial.dtype == x.dtype and adversarial.shape == x.shape
+
+
+@norms
+@losses
+@pytest.mark.parametrize("case", ["pgd", "pgd-from-x"])
+def test_loss_not_lower_than_clean_on_any_model(case, norm, loss):
+    net, (x, y) = network().eval(), batch(32)
+    measure = {"ce": cross_entropy, "margin": margin}[loss]
+    adversarial = CASES[case](norm=norm, eps=EPS[norm], loss=loss)(net, x, y, generator=seeded())
+    clean, attacked = measure(net(x), y), measure(net(adversarial), y)
+    assert (attacked >= clean).all()
+    assert attacked.mean() > clean.mean() + 0.1
+
+
+@norms
+@losses
+@pytest.mark.parametrize("case", [case for case in CASES if case not in {"fgsm-rs", "pgd-last"}])
+def test_loss_not_lower_than_clean_on_a_linear_model(case, norm, loss):
+    torch.manual_seed(0)
+    net, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double(), batch(16, torch.float64)
+    measure = {"ce": cross_entropy, "margin": margin}[loss]
+    adversarial = CASES[case](norm=norm, eps=EPS[norm], loss=loss)(net, x, y)
+    assert (measure(net(adversarial), y) >= measure(net(x), y) - 1e-12).all()
+
+
+@each
+@norms
+@pytest.mark.parametrize("box", [False, True], ids=["free", "box"])
+def test_optimum_on_a_linear_model(case, norm, box):
+    torch.manual_seed(0)
+    weight = torch.randn(2, 20, dtype=torch.float64)
+    eps = EPS[norm]
+    if box and norm == "L2":
+        pytest.skip("no closed form")
+    x = torch.rand(4, 20, dtype=torch.float64) if box else torch.full((4, 20), 0.5, dtype=torch.float64)
+    y = torch.tensor([0, 1, 0, 1])
+    attack = CASES[case](norm=norm, eps=eps, **({"loss": "ce"}))
+    adversarial = attack(lambda x: x @ weight.T, x, y)
+    rise = torch.where(
+        y[:, None] == 0, weight[1] - weight[0], weight[0] - weight[1]
+    )  # gradient of the margin
+    if norm == "Linf":
+        best = (rise * (torch.where(rise > 0, x + eps, x - eps).clamp(0, 1))).sum(1)
+    else:
+        best = (rise * x).sum(1) + eps * rise.norm(dim=1)
+    if "random_start" not in case and case == "fgsm-rs" and norm == "L2":
+        assert ((rise * adversarial).sum(1) > 0.8 * best).all()  # one step from a random point is not enough
+        return
+    reached = F.cross_entropy(adversarial @ weight.T, y, reduction="none")
+    tolerance = 1e-9 if norm == "Linf" or case == "fgsm" or case == "pgd-from-x" else 2e-2
+    torch.testing.assert_close(reached, F.softplus(best), rtol=tolerance, atol=tolerance)
+
+
+@each
+@norms
+@pytest.mark.parametrize("training", [True, False, "mixed"])
+def test_no_trace_on_the_model(case, norm, training):
+    net, (x, y) = network(), batch()
+    net.train(bool(training))
+    if training == "mixed":
+        net[1].eval()
+    net[5].bias.requires_grad_(False)
+    for p in net.parameters():
+        p.grad = torch.full_like(p, 2.0)
+    modes = [m.training for m in net.modules()]
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    before = x.clone()
+    adversarial = CASES[case](norm=norm, eps=EPS[norm])(net, x, y)
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert all((p.grad == 2).all() for p in net.parameters())
+    assert [p.requires_grad for p in net.parameters()] == [True, True, True, True, True, False]
+    assert not adversarial.requires_grad and adversarial.grad_fn is None
+    assert torch.equal(x, before) and not x.requires_grad and x.grad is None
+
+
+def test_modes_return_after_an_error():
+    net, (x, y) = network(), batch()
+    with pytest.raises(RuntimeError):
+        FGSM()(net, x[:, :, :4], y)
+    assert all(m.training for m in net.modules())
+
+
+@each
+def test_global_generator_moves_by_one_draw(case):
+    net, (x, y) = network(), batch()
+    torch.manual_seed(11)
+    torch.randint(2**63 - 1, ())
+    expected = torch.get_rng_state()
+    torch.manual_seed(11)
+    CASES[case]()(net, x, y)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+@each
+def test_own_generator_leaves_the_global_one_alone(case):
+    net, (x, y) = network(), batch()
+    before, generator = torch.get_rng_state(), seeded()
+    CASES[case]()(net, x, y, generator=generator)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = seeded()
+    torch.randint(2**63 - 1, (), generator=other)
+    assert torch.equal(generator.get_state(), other.get_state())
+
+
+@each
+@norms
+def test_equal_generators_give_equal_results(case, norm):
+    net, (x, y) = network(), batch()
+    attack = CASES[case](norm=norm, eps=EPS[norm])
+    first = attack(net, x, y, generator=seeded())
+    assert torch.equal(first, attack(net, x, y, generator=seeded()))
+    if case in {"fgsm-rs", "pgd-last"}:
+        assert not torch.equal(first, attack(net, x, y, generator=seeded(8)))
+
+
+@each
+@norms
+def test_result_does_not_depend_on_the_neighbours(case, norm):
+    net, (x, y) = network().double(), batch(dtype=torch.float64)
+    attack = CASES[case](norm=norm, eps=EPS[norm])
+    together = attack(net, x, y, generator=seeded())
+    changed = x.flip(3)
+    changed[2] = x[2]
+    other = attack(net, changed, torch.where(torch.arange(6) == 2, y, (y + 1) % 3), generator=seeded())
+    torch.testing.assert_close(other[2], together[2], rtol=0, atol=1e-12)
+
+
+@norms
+@pytest.mark.parametrize("case", ["fgsm", "pgd-from-x"])
+def test_a_sample_alone_equals_the_sample_in_a_batch(case, norm):
+    net, (x, y) = network().double(), batch(dtype=torch.float64)
+    attack = CASES[case](norm=norm, eps=EPS[norm])
+    together = attack(net, x, y)
+    torch.testing.assert_close(attack(net, x[3:4], y[3:4]), together[3:4], rtol=0, atol=1e-9)
+
+
+@each
+@norms
+def test_double_precision(case, norm):
+    net, (x, y) = network().double(), batch(dtype=torch.float64)
+    adversarial = CASES[case](norm=norm, eps=EPS[norm])(net, x, y)
+    assert adversarial.dtype == torch.float64
+    assert length(adversarial - x, norm).max() <= EPS[norm] + 1e-12
+
+
+@each
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(case, outside):
+    net, (x, y) = network(), batch()
+    attack = CASES[case]()
+    expected = attack(net, x, y, generator=seeded())
+    with outside():
+        got = attack(net, x.clone(), y.clone(), generator=seeded())
+        assert not torch.is_grad_enabled()
+    assert torch.equal(got, expected)
+
+
+@each
+def test_autocast_outside_keeps_float32_pixels_and_weight_gradients(case):
+    net, (x, y) = network(), batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        adversarial = CASES[case]()(net, x, y)
+        loss = F.cross_entropy(net(adversarial), y)
+    loss.backward()
+    assert adversarial.dtype == torch.float32
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@each
+def test_eps_zero_and_empty_batch_return_the_input(case):
+    net, (x, y) = network(), batch()
+    adversarial = CASES[case](eps=0)(net, x, y)
+    assert torch.equal(adversarial, x) and adversarial is not x
+    assert CASES[case]()(net, x[:0], y[:0]).shape == (0, 1, 8, 8)
+
+
+@each
+@norms
+def test_a_flat_model_gives_finite_pixels(case, norm):
+    x, y = batch()
+    adversarial = CASES[case](norm=norm, eps=EPS[norm])(lambda x: 0 * x.flatten(1)[:, :3], x, y)
+    assert torch.isfinite(adversarial).all()
+    assert length(adversarial - x, norm).max() <= EPS[norm] + 1e-6
+
+
+@each
+def test_a_model_that_is_not_a_number_does_not_leave_the_box(case):
+    x, y = batch()
+    if "last" in case or "fgsm" in case:
+        pytest.skip("returns the iterate itself")
+    adversarial = CASES[case]()(lambda x: x.flatten(1)[:, :3] * torch.nan, x, y)
+    assert torch.equal(adversarial, x)
+
+
+def test_compiled_model():
+    net, (x, y) = network(), batch()
+    compiled = torch.compile(net, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = PGD(steps=2)(compiled, x, y, generator=seeded())
+    torch.testing.assert_close(got, PGD(steps=2)(net, x, y, generator=seeded()))
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (torch.zeros(2, 1, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "divide uint8 by 255"),
+        (torch.zeros(2, 1, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.int64), "autocast"),
+        (torch.full((2, 1), 1.1), torch.zeros(2, dtype=torch.int64), "inside the model"),
+        (torch.full((2, 1), -1e-3), torch.zeros(2, dtype=torch.int64), "inside the model"),
+        (torch.full((2, 1), torch.nan), torch.zeros(2, dtype=torch.int64), "inside the model"),
+        (torch.zeros(2, 1), torch.zeros(3, dtype=torch.int64), r"shape \(2,\)"),
+        (torch.zeros(2, 1), torch.zeros(2), "int64"),
+    ],
+)
+def test_a_wrong_batch_is_refused(x, y, words):
+    with pytest.raises(IronrankError, match=words) as error:
+        FGSM()(lambda x: x, x, y)
+    assert "\n" not in str(error.value)
+
+
+def test_pixels_off_by_rounding_are_accepted():
+    x = torch.tensor([[1 + 5e-7, -5e-7]])
+    adversarial = FGSM(eps=0.1)(lambda x: x, x, torch.tensor([0]))
+    torch.testing.assert_close(adversarial, torch.tensor([[0.9, 0.1]]))
+
+
+@pytest.mark.parametrize("model", [lambda x: x.detach(), lambda x: torch.zeros(2, 2, requires_grad=True) + 0])
+def test_a_model_without_gradient_is_refused(model):
+    with pytest.raises(IronrankError, match="without a gradient"):
+        FGSM()(model, torch.rand(2, 2), torch.zeros(2, dtype=torch.int64))
+
+
+def test_margin_survives_logits_so_large_that_cross_entropy_is_flat():
+    torch.manual_seed(0)
+    weight, x, y = torch.randn(2, 8), torch.full((1, 8), 0.5), torch.tensor([0])
+    weight[0] += 4  # sure of class 0
+    sure = lambda x: 1e4 * (x @ weight.T)  # noqa: E731
+    flat = FGSM(eps=0.1)(sure, x, y)
+    moved = FGSM(eps=0.1, loss="margin")(sure, x, y)
+    assert torch.equal(flat, x)
+    torch.testing.assert_close(moved, x + 0.1 * (weight[1] - weight[0]).sign())
+
+
+def test_margin_is_the_lead_of_the_best_wrong_class():
+    logits = torch.tensor([[2.0, 5.0, 1.0], [2.0, 5.0, 1.0]])
+    assert margin(logits, torch.tensor([1, 2])).tolist() == [-3.0, 4.0]
+
+
+def test_restarts_keep_the_worst_of_each_sample():
+    net, (x, y) = network().eval(), batch(16)
+    one = PGD(norm="L2", eps=1.0, steps=1, step_size=0.01)
+    many = PGD(norm="L2", eps=1.0, steps=1, step_size=0.01, restarts=8)
+    clean, first = (cross_entropy(net(point), y) for point in (x, one(net, x, y, generator=seeded())))
+    worst = cross_entropy(net(many(net, x, y, generator=seeded())), y)
+    assert (worst >= first).all() and (first >= clean).all()
+    assert (worst > first).any()
+
+
+def test_best_keeps_an_iterate_that_the_last_step_leaves():
+    def hill(x):  # loss is highest at 0.6, the steps jump over it
+        return torch.stack((20 * (x[:, 0] - 0.6).square(), torch.zeros(len(x))), 1)
+
+    x, y = torch.tensor([[0.5]]), torch.tensor([0])
+    attack = PGD(eps=0.3, steps=2, step_size=0.12, random_start=False)
+    assert attack(hill, x, y).item() == pytest.approx(0.62)
+    last = PGD(eps=0.3, steps=2, step_size=0.12, random_start=False, keep="last")
+    assert last(hill, x, y).item() == pytest.approx(0.5)
+
+
+def test_pgd_step_size_rule():
+    x, y = torch.full((1, 2), 0.5), torch.tensor([0])
+    one = PGD(eps=0.1, steps=5, random_start=False, keep="last")
+    trail = []
+
+    def model(x):
+        trail.append(x.detach().clone())
+        return x
+
+    one(model, x, y)
+    assert [round(abs(point[0, 0].item() - 0.5), 4) for point in trail] == [0.0, 0.05, 0.1, 0.1, 0.1]
+
+
+def test_forward_passes():
+    passes = 0
+
+    def model(x):
+        nonlocal passes
+        passes += 1
+        return x
+
+    x, y = torch.full((1, 2), 0.5), torch.tensor([0])
+    counts = []
+    for keep in ("last", "best"):
+        passes = 0
+        PGD(steps=10, keep=keep)(model, x, y)
+        counts.append(passes)
+    assert counts == [10, 12]
+
+
+def test_fgsm_rs_starts_anew_and_steps_farther():
+    x, y = torch.full((1, 40), 0.5), torch.tensor([0])
+    weight = torch.ones(2, 40) * torch.tensor([[0.0], [1.0]])
+    delta = FGSM(eps=0.1, start=1, alpha=1.25)(lambda x: x @ weight.T, x, y, generator=seeded()) - x
+    # start uniform in [-0.1, 0.1], then 0.125 up, cut at 0.1
+    assert delta.max() == pytest.approx(0.1) and 0.02 < delta.min() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("attack", "text"),
+    [
+        (PGD(steps=20, restarts=5), "PGD-20 x5 Linf"),
+        (PGD(steps=7, norm="L2", loss="margin"), "PGD-7 L2 margin"),
+        (FGSM(), "FGSM Linf"),
+        (FGSM(start=1, alpha=1.25), "FGSM-RS Linf alpha=1.25"),
+    ],
+)
+def test_describe(attack, text):
+    assert attack.describe() == text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: PGD(norm="L1"),
+        lambda: PGD(eps=-1),
+        lambda: PGD(steps=0),
+        lambda: PGD(loss="mse"),
+        lambda: PGD(restarts=2, random_start=False),
+        lambda: PGD(restarts=2, keep="last"),
+        lambda: FGSM(start=2),
+    ],
+)
+def test_settings_are_checked_at_the_door(wrong):
+    with pytest.raises(IronrankError):
+        wrong()
+
+
+def test_eps_may_be_a_fraction():
+    assert PGD(eps="8/255").eps == 8 / 255
+
+
+# threat models
+
+
+@norms
+def test_projection_keeps_allowed_points_and_is_idempotent(norm):
+    torch.manual_seed(0)
+    x, far = torch.rand(8, 30).double(), torch.randn(8, 30).double()
+    point = project(far, x, EPS[norm], norm)
+    assert length(point - x, norm).max() <= EPS[norm] + 1e-12
+    torch.testing.assert_close(project(point, x, EPS[norm], norm), point, rtol=0, atol=1e-12)
+
+
+def test_linf_projection_is_the_nearest_allowed_point():
+    torch.manual_seed(0)
+    x, far = torch.rand(1, 10).double(), torch.randn(1, 10).double()
+    nearest = (project(far, x, 0.1, "Linf") - far).norm()
+    others = project(x + 0.2 * torch.randn(1000, 10).double(), x.expand(1000, 10), 0.1, "Linf")
+    assert ((others - far).norm(dim=1) >= nearest - 1e-12).all()
+
+
+def test_l2_projection_shortens_to_eps():
+    x = torch.full((1, 2), 0.5)
+    torch.testing.assert_close(
+        project(x + torch.tensor([[0.3, 0.4]]), x, 0.1, "L2"), x + torch.tensor([[0.06, 0.08]])
+    )
+
+
+def test_random_start_is_uniform_in_the_ball():
+    x = torch.full((4000, 3), 0.5, dtype=torch.float64)
+    for norm in EPS:
+        radius = length(random_start(x, 0.2, norm, seeded()) - x, norm) / 0.2
+        assert radius.max() <= 1 + 1e-12
+        assert (radius**3).mean().item() == pytest.approx(0.5, abs=0.02)  # volume is uniform: r^d ~ U(0, 1)
+
+
+def test_random_start_stays_in_the_box():
+    point = random_start(torch.zeros(10, 5), 0.3, "L2", seeded())
+    assert point.min() >= 0 and point.max() > 0
+
+
+@norms
+def test_steepest_direction_has_length_one_at_any_scale(norm):
+    gradient = torch.tensor([[3.0, -4.0], [3e-30, -4e-30], [3e30, -4e30], [0.0, 0.0]])
+    direction = steepest(gradient, norm)
+    torch.testing.assert_close(direction[:3], direction[:1].expand(3, 2))
+    torch.testing.assert_close(length(direction, norm), torch.tensor([1.0, 1.0, 1.0, 0.0]))

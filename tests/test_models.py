@@ -1,0 +1,247 @@
+"""Models: known sizes, used shortcuts, plain twins, layouts and export."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ironrank.data.base import DataSpec
+from ironrank.errors import IronrankError
+from ironrank.models import MODELS, VGG16, LeNet5, Normalize, ResNet18, WideResNet
+from ironrank.models.base import kaiming
+from ironrank.models.resnet import BasicBlock
+from ironrank.models.wide_resnet import WideBlock
+
+MNIST = DataSpec((1, 28, 28), 10, (0.13,), (0.31,))
+CIFAR = DataSpec((3, 32, 32), 10, (0.49, 0.48, 0.45), (0.2, 0.2, 0.2))
+CIFAR100 = CIFAR._replace(classes=100)
+
+NARROW = {
+    "lenet5": LeNet5(width=0.2),
+    "vgg16": VGG16(width=0.05),
+    "wrn": WideResNet(depth=10, widen=1, width=0.25),
+    "resnet18": ResNet18(width=0.06),
+}
+each = pytest.mark.parametrize("model", NARROW.values(), ids=NARROW.keys())
+
+
+def pixels(spec=CIFAR, n=2):
+    return torch.rand((n, *spec.shape), generator=torch.Generator().manual_seed(1))
+
+
+def weights(net):
+    return sum(p.numel() for p in net.parameters() if p.dim() > 1)
+
+
+def built(model, spec=CIFAR):
+    torch.manual_seed(0)
+    return model.build(spec)
+
+
+def on_meta(model, spec):
+    with torch.device("meta"):
+        return model.build(spec)
+
+
+def test_every_model_has_a_narrow_case():
+    assert NARROW.keys() == MODELS.keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "count"),
+    [
+        (LeNet5(), MNIST, 430_500),
+        (VGG16(), CIFAR, 15_239_872),
+        (WideResNet(), CIFAR, 2_745_264),
+        (WideResNet(), CIFAR100, 2_768_304),
+    ],
+)
+def test_weight_counts(model, spec, count):
+    assert weights(on_meta(model, spec)) == count
+
+
+def test_resnet18_parameter_count_with_bias_and_batch_norm():
+    assert sum(p.numel() for p in on_meta(ResNet18(), CIFAR).parameters()) == 11_173_962
+
+
+@each
+@pytest.mark.parametrize("spec", [CIFAR, CIFAR100, DataSpec((1, 40, 36), 4, (0.5,), (0.5,))])
+def test_logits_for_any_shape(model, spec):
+    logits = built(model, spec)(pixels(spec))
+    assert logits.shape == (2, spec.classes)
+    assert torch.isfinite(logits).all()
+
+
+@each
+def test_first_child_normalizes_and_names_are_clear(model):
+    net = built(model)
+    names = [name for name, _ in net.named_children()]
+    assert names[:2] == ["normalize", "conv1"]
+    assert isinstance(net.normalize, Normalize)
+    assert not any(name.isdigit() for path, _ in net.named_modules() for name in path.split("."))
+
+
+@each
+def test_every_parameter_gets_a_gradient(model):
+    net = built(model)
+    net(pixels(n=4)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in net.named_parameters())
+
+
+@each
+def test_convolution_before_batch_norm_has_no_bias(model):
+    net = built(model)
+    normed = any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    assert all((m.bias is None) == normed for m in net.modules() if isinstance(m, nn.Conv2d))
+
+
+@each
+def test_channels_last_gives_the_same_logits(model):
+    net = built(model).eval()
+    expected = net(pixels())
+    net.to(memory_format=torch.channels_last)
+    got = net(pixels().to(memory_format=torch.channels_last))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_export_keeps_the_function_for_any_batch(model):
+    net = built(model).eval()
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(net, (pixels(),), dynamic_shapes=(batch,))
+    torch.testing.assert_close(program.module()(pixels(n=3)), net(pixels(n=3)))
+
+
+@each
+def test_compile_traces_one_whole_graph(model):
+    net = built(model).eval()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pixels()), net(pixels()))
+
+
+@each
+def test_same_seed_same_network(model):
+    first, second = built(model).state_dict(), built(model).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@each
+def test_the_input_is_not_overwritten(model):
+    x = pixels()
+    built(model)(x)
+    assert torch.equal(x, pixels())
+
+
+@each
+def test_too_small_images_are_refused(model):
+    with pytest.raises(IronrankError, match="pixels are needed"):
+        model.build(DataSpec((3, 3, 40), 10, (0.5,) * 3, (0.5,) * 3))
+
+
+def test_lenet5_equals_the_textbook_order():
+    net = built(LeNet5(width=0.2), MNIST)
+    x = pixels(MNIST)
+    h = (x - 0.13) / 0.31
+    h = F.max_pool2d(F.leaky_relu(F.conv2d(h, net.conv1.weight, net.conv1.bias), 0.01), 2)
+    h = F.max_pool2d(F.leaky_relu(F.conv2d(h, net.conv2.weight, net.conv2.bias), 0.01), 2)
+    h = F.leaky_relu(net.fc1(h.flatten(1)), 0.01)
+    torch.testing.assert_close(net(x), net.fc2(h))
+
+
+def test_vgg16_order_of_layers():
+    names = [name for name, _ in built(NARROW["vgg16"]).named_children()]
+    assert sum(name.startswith("conv") for name in names) == 13
+    assert sum(name.startswith("pool") for name in names) == 5
+    assert names[-7:] == ["flatten", "dropout", "fc1", "act14", "fc2", "act15", "fc3"]
+
+
+def test_vgg16_dropout_acts_in_training_only():
+    net = built(VGG16(width=0.05, dropout=0.5))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    x = pixels()
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+
+
+@pytest.mark.parametrize("block", [WideBlock, BasicBlock])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_block_without_residual_branch_is_the_shortcut(block, stride):
+    torch.manual_seed(0)
+    net = block(4, 4, stride, 0.01).eval()
+    nn.init.zeros_(net.conv2.weight)
+    x = torch.randn(2, 4, 8, 8)
+    if stride == 1:
+        expected = x
+    elif block is WideBlock:
+        expected = net.shortcut(F.leaky_relu(net.bn1(x), 0.01))
+    else:
+        expected = net.shortcut(x)
+    if block is BasicBlock:
+        expected = F.leaky_relu(expected, 0.01)
+    torch.testing.assert_close(net(x.clone()), expected)
+
+
+@pytest.mark.parametrize("model", [NARROW["wrn"], NARROW["resnet18"]], ids=["wrn", "resnet18"])
+def test_every_block_of_the_network_uses_its_shortcut(model):
+    net = built(model).eval()
+    blocks = [m for m in net.modules() if isinstance(m, WideBlock | BasicBlock)]
+    assert len(blocks) == (3 if isinstance(model, WideResNet) else 8)
+    for block in blocks:
+        nn.init.zeros_(block.conv2.weight)  # now only shortcuts carry the image
+    x = pixels()
+    assert not torch.allclose(net(x), net(1 - x), atol=1e-3)
+
+
+def test_resnet18_stems():
+    spec = DataSpec((3, 64, 64), 5, (0.5,) * 3, (0.25,) * 3)
+    net = built(ResNet18(width=0.06, stem="imagenet"), spec)
+    assert net.conv1.kernel_size == (7, 7)
+    after = nn.Sequential(net.normalize, net.conv1, net.bn1, net.pool1, net.act1)(pixels(spec))
+    assert after.shape[-2:] == (16, 16)
+    assert net(pixels(spec)).shape == (2, 5)
+    assert isinstance(net.act1, nn.ReLU)
+
+
+def test_kaiming_variance():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 128, 3)
+    kaiming(layer, slope=0.5)
+    assert layer.weight.var().item() == pytest.approx(2 / (1.25 * 128 * 9), rel=0.02)
+
+
+def test_width_and_widen_scale_the_weights():
+    assert weights(on_meta(LeNet5(width=2.0), MNIST)) > 3 * 430_500
+    # all three shortcuts change the number of channels at widen=4; the first does not at widen=1
+    assert on_meta(WideResNet(widen=1), CIFAR).group1.block1.shortcut is None
+    assert on_meta(WideResNet(widen=4), CIFAR).group1.block1.shortcut is not None
+
+
+def test_wide_resnet_depth():
+    net = on_meta(WideResNet(depth=28, widen=2), CIFAR)
+    assert sum(isinstance(m, WideBlock) for m in net.modules()) == 12
+    with pytest.raises(IronrankError, match=r"wrn\.depth=18"):
+        WideResNet(depth=18)
+
+
+def test_normalize_standardizes_and_travels_with_the_weights():
+    layer = Normalize((0.1, 0.2), (0.5, 0.25))
+    x = torch.tensor([0.6, 0.7]).view(1, 2, 1, 1)
+    torch.testing.assert_close(layer(x).flatten(), torch.tensor([1.0, 2.0]))
+    assert set(layer.state_dict()) == {"mean", "std"}
+    assert "0.25" in repr(layer)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.0,)), ((0.5, 0.5), (0.5,)), ((0.5,), (float("nan"),))])
+def test_normalize_refuses_nonsense(mean, std):
+    with pytest.raises(IronrankError, match="std above 0"):
+        Normalize(mean, std)
+
+
+def test_settings_are_checked_at_the_door():
+    with pytest.raises(IronrankError, match="lenet5.width"):
+        LeNet5(width=0)
+    with pytest.raises(IronrankError, match="cifar, imagenet"):
+        ResNet18(stem="mnist")
