@@ -32,7 +32,7 @@ def test_every_attack_has_a_case():
 def network():
     torch.manual_seed(3)
     net = nn.Sequential(
-        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Dropout(0.5),
+        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4, momentum=1.0), nn.LeakyReLU(), nn.Dropout(0.5),
         nn.Flatten(), nn.Linear(36, 3),
     )  # fmt: skip
     net(torch.rand(16, 1, 8, 8))  # gives the batch norm statistics of its own
@@ -89,32 +89,32 @@ def test_loss_not_lower_than_clean_on_a_linear_model(case, norm, loss):
     assert (measure(net(adversarial), y) >= measure(net(x), y) - 1e-12).all()
 
 
-@each
-@norms
-@pytest.mark.parametrize("box", [False, True], ids=["free", "box"])
-def test_optimum_on_a_linear_model(case, norm, box):
+LONG = {  # steps long and many enough to forget the start
+    "fgsm": lambda **kw: FGSM(**kw),
+    "fgsm-rs": lambda **kw: FGSM(start=1, alpha=1e6, **kw),
+    "pgd": lambda eps, **kw: PGD(eps=eps, step_size=eps, restarts=2, **kw),
+    "pgd-last": lambda eps, **kw: PGD(eps=eps, step_size=eps, keep="last", **kw),
+    "pgd-from-x": lambda **kw: PGD(random_start=False, **kw),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+@losses
+@pytest.mark.parametrize(("norm", "box"), [("Linf", False), ("Linf", True), ("L2", False)])
+def test_optimum_on_a_linear_model(case, loss, norm, box):
     torch.manual_seed(0)
-    weight = torch.randn(2, 20, dtype=torch.float64)
-    eps = EPS[norm]
-    if box and norm == "L2":
-        pytest.skip("no closed form")
+    weight, eps = torch.randn(2, 20, dtype=torch.float64), EPS[norm]
     x = torch.rand(4, 20, dtype=torch.float64) if box else torch.full((4, 20), 0.5, dtype=torch.float64)
     y = torch.tensor([0, 1, 0, 1])
-    attack = CASES[case](norm=norm, eps=eps, **({"loss": "ce"}))
-    adversarial = attack(lambda x: x @ weight.T, x, y)
-    rise = torch.where(
-        y[:, None] == 0, weight[1] - weight[0], weight[0] - weight[1]
-    )  # gradient of the margin
+    rise = (1 - 2 * y[:, None]) * (weight[1] - weight[0])  # gradient of the margin
     if norm == "Linf":
-        best = (rise * (torch.where(rise > 0, x + eps, x - eps).clamp(0, 1))).sum(1)
+        best = (rise * torch.where(rise > 0, x + eps, x - eps).clamp(0, 1)).sum(1)
     else:
         best = (rise * x).sum(1) + eps * rise.norm(dim=1)
-    if "random_start" not in case and case == "fgsm-rs" and norm == "L2":
-        assert ((rise * adversarial).sum(1) > 0.8 * best).all()  # one step from a random point is not enough
-        return
+    adversarial = LONG[case](norm=norm, eps=eps, loss=loss)(lambda x: x @ weight.T, x, y)
+    torch.testing.assert_close((rise * adversarial).sum(1), best, rtol=1e-9, atol=1e-9)
     reached = F.cross_entropy(adversarial @ weight.T, y, reduction="none")
-    tolerance = 1e-9 if norm == "Linf" or case == "fgsm" or case == "pgd-from-x" else 2e-2
-    torch.testing.assert_close(reached, F.softplus(best), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(reached, F.softplus(best), rtol=1e-9, atol=1e-9)
 
 
 @each
@@ -250,11 +250,9 @@ def test_a_flat_model_gives_finite_pixels(case, norm):
     assert length(adversarial - x, norm).max() <= EPS[norm] + 1e-6
 
 
-@each
-def test_a_model_that_is_not_a_number_does_not_leave_the_box(case):
+@pytest.mark.parametrize("case", ["pgd", "pgd-from-x"])
+def test_a_loss_that_is_not_a_number_never_wins(case):
     x, y = batch()
-    if "last" in case or "fgsm" in case:
-        pytest.skip("returns the iterate itself")
     adversarial = CASES[case]()(lambda x: x.flatten(1)[:, :3] * torch.nan, x, y)
     assert torch.equal(adversarial, x)
 
@@ -372,6 +370,13 @@ def test_fgsm_rs_starts_anew_and_steps_farther():
     delta = FGSM(eps=0.1, start=1, alpha=1.25)(lambda x: x @ weight.T, x, y, generator=seeded()) - x
     # start uniform in [-0.1, 0.1], then 0.125 up, cut at 0.1
     assert delta.max() == pytest.approx(0.1) and 0.02 < delta.min() < 0.1
+
+
+@norms
+def test_fgsm_start_is_a_share_of_eps(norm):
+    x, y = torch.full((50, 3), 0.5), torch.zeros(50, dtype=torch.int64)
+    delta = FGSM(norm=norm, eps=0.2, start=0.5, alpha=1e-4)(lambda x: x, x, y, generator=seeded()) - x
+    assert 0.09 < length(delta, norm).max() < 0.101
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,10 +151,13 @@ def test_peak_of_a_fresh_process():
         memory.peak_of(["-c", "raise ValueError('no')"], threads=1)
 
 
-def test_resident_peak_is_that_of_this_process():
-    before = memory.resident_peak()
-    held = bytearray(b"x" * (before + 2**24))  # larger than everything so far
-    assert memory.resident_peak() - before >= 2**24 and len(held) > before
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compares with /proc")
+def test_resident_peak_lies_between_the_present_and_what_the_system_says():
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 0.98 * pages * resource.getpagesize() <= memory.resident_peak() <= 1.02 * largest
 
 
 def test_latency_by_a_fake_clock():
@@ -171,8 +175,6 @@ def test_latency_by_a_fake_clock():
     got = latency(model, torch.zeros(1), runs=5, threads=1, warmup=1, clock=clock)
     assert got == pytest.approx({"median": 3.0, "q1": 2.0, "q3": 4.0, "runs": 5, "threads": 1})
     assert model.training
-    with pytest.raises(IronrankError, match="at least 1"):
-        latency(model, torch.zeros(1), runs=0)
 
 
 def test_step_notes_the_time_of_backward():

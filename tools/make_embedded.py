@@ -2,8 +2,8 @@
 
     python tools/make_embedded.py SRC DST
 
-SRC holds the four original files (plain, .gz or .xz), such as /usr/share/datasets/fashion-mnist of Debian's package
-dataset-fashion-mnist; DST is src/ironrank/data/embedded. Run twice, it writes the same bytes.
+SRC holds the four original files (plain, .gz or .xz), such as /usr/share/datasets/fashion-mnist of Debian's
+package dataset-fashion-mnist; DST is src/ironrank/data/embedded. Run twice, it writes the same bytes.
 """
 
 from __future__ import annotations

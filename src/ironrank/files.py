@@ -128,3 +128,23 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError, torch.AcceleratorError) as error:
         raise IronrankError(f"{path} is damaged or no safetensors file ({error}); restore it or train again") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file such as ``metrics.jsonl``.
+
+    Args:
+        path: The file; a missing one counts as empty.
+
+    Returns:
+        One dict a line.
+
+    Raises:
+        IronrankError: If a line is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise IronrankError(f"{path} is damaged: not JSON ({error}); train again") from None

@@ -172,20 +172,21 @@ def apply_plan(model: Net, chosen: Plan) -> Net:
     return model
 
 
-def deploy(model: nn.Module) -> nn.Module:
+def deploy(model: nn.Module, dense: bool | None = None) -> nn.Module:
     """Return a copy in which every factored layer is plain torch layers: two thin ones, or one dense where smaller.
 
     Args:
         model: A model, or a factored layer itself.
+        dense: True for dense layers everywhere (the merged-weight twin), False for thin pairs everywhere.
 
     Returns:
         A copy with the same function and no class of this package but what the model itself is made of.
     """
     if isinstance(model, Factored):
-        return model.deploy()
+        return model.deploy(dense)
     twin = copy.deepcopy(model)
     for name, layer in factored_layers(twin):
-        replace(twin, name, layer.deploy())
+        replace(twin, name, layer.deploy(dense))
     return twin
 
 

@@ -1,6 +1,6 @@
 """Projected gradient ascent: many short steps, each brought back into ball and box.
 
-Source: Madry et al. 2018; step sizes of about 2.5 eps / steps are theirs for MNIST and CIFAR-10 attacks.
+Source: Madry et al. 2018, with the step size 2.5 eps / steps of their study over eps.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _data(path: Path, table: dict[Any, Any]) -> np.ndarray:
 def _labels(path: Path, table: dict[Any, Any], key: str) -> np.ndarray:
     y = table.get(key)
     if not isinstance(y, list) or any(type(label) is not int or not 0 <= label < 256 for label in y):
-        names = ", ".join(str(name) for name in table)[:80]
+        names = ", ".join(repr(name)[:40] for name in table)[:120]
         raise IronrankError(f"{path}: no list of labels under '{key}', its keys are: {names or 'none'}")
     return np.array(y, np.uint8)
 

@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -106,7 +107,7 @@ def _unpack(archive: Path, source: Source) -> Path:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(outside, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise IronrankError(f"{source.url}: cannot be unpacked ({_reason(error)})") from None
     inner = outside / Path(source.path).name
     if not inner.is_dir():

@@ -2,8 +2,8 @@
 
 The published files are Python pickles, and a pickle may run any program while it is loaded. Here its opcodes
 are only looked at (`pickletools.genops` splits the bytes and runs nothing): a small interpreter builds dicts,
-lists, tuples, text, bytes, integers and arrays of bytes. It calls nothing that the file names; the three names by
-which numpy writes an array are marks to it, and every other name is refused.
+lists, tuples, text, bytes, integers and arrays of bytes. It calls nothing that the file names: the three
+names by which numpy writes an array are marks to it, every other name is refused.
 """
 
 from __future__ import annotations

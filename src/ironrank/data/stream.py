@@ -15,7 +15,7 @@ class Stream:
     """Shuffled, augmented batches without end, addressed by their step.
 
     Step t lies in epoch ``e = t // steps_per_epoch``. The epoch's order is the permutation of seed (seed, e),
-    the augmentation's noise that of seed (seed, t). An epoch shows every image once; its last batch may be smaller.
+    the noise of the augmentation is that of seed (seed, t). An epoch shows each image once.
 
     Args:
         images: The images, on the device where the batches are wanted.

@@ -143,6 +143,10 @@ class Factored(nn.Module):
         n, m = self.U.shape[0], self.V.shape[0]
         return n * m <= self.rank * (n + m)
 
+    def deploy(self, dense: bool | None = None) -> nn.Module:
+        """Return plain torch layers of the same function: one dense layer, two thin ones, or by default the smaller."""
+        raise NotImplementedError
+
     def cost(self, positions: int) -> Cost:
         """Count parameters and multiply-adds.
 

@@ -105,16 +105,23 @@ class FactoredLinear(Factored):
         return F.linear(hidden, self.U @ self.S, self.bias)
 
     @torch.no_grad()
-    def deploy(self) -> nn.Module:
-        """Return plain torch layers of the same function: one `Linear`, or two where that is smaller."""
+    def deploy(self, dense: bool | None = None) -> nn.Module:
+        """Return plain torch layers of the same function.
+
+        Args:
+            dense: True for one dense layer, False for two thin ones, None for the smaller.
+
+        Returns:
+            A `Linear`, or a `Sequential` of two.
+        """
+        dense = self.deploys_dense if dense is None else dense
         A, V = self.merged()
         where = {"device": self.U.device, "dtype": self.U.dtype}
-        last = nn.Linear(self.in_features if self.deploys_dense else self.rank, self.out_features,
-                         bias=self.bias is not None, **where)  # fmt: skip
-        last.weight.copy_(self.matrix() if self.deploys_dense else A)
+        last = nn.Linear(self.in_features if dense else self.rank, self.out_features, self.bias is not None, **where)
+        last.weight.copy_(self.matrix() if dense else A)
         if self.bias is not None:
             last.bias.copy_(self.bias)
-        if self.deploys_dense:
+        if dense:
             return last.train(self.training)
         first = nn.Linear(self.in_features, self.rank, bias=False, **where)
         first.weight.copy_(V.mT)

@@ -11,6 +11,7 @@ from ironrank.linalg.spectrum import (
 )
 from ironrank.linalg.stiefel import (
     horizontal,
+    normal,
     orthonormality_error,
     retract_cholesky,
     retract_polar,
@@ -24,6 +25,7 @@ __all__ = [
     "USV",
     "truncated_svd",
     "horizontal",
+    "normal",
     "tangent",
     "retract_qr",
     "retract_cholesky",

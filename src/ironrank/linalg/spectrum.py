@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ironrank.errors import IronrankError
 from ironrank.linalg.precision import full_precision
+from ironrank.linalg.svd import checked_svd
 
 CENTRES = ("mean", "rms")
 # The Gram matrix squares the condition number; its eigenvectors are good enough only while that stays small.
@@ -24,7 +25,10 @@ _NARROW = 0.1
 @full_precision
 def singular_values(W: Tensor) -> Tensor:
     """Return the singular values (..., min(n, m)) of W (..., n, m) in float64, largest first."""
-    return torch.linalg.svdvals(W.double())
+    tall = (W if W.shape[-2] >= W.shape[-1] else W.mT).double()
+    if tall.shape[-2] > 2 * tall.shape[-1]:
+        tall = torch.linalg.qr(tall, mode="r").R  # the same singular values, in a smaller matrix
+    return torch.linalg.svdvals(tall)
 
 
 def condition_number(W: Tensor, rank: int | None = None) -> Tensor:
@@ -134,7 +138,7 @@ def clamp(S: Tensor, tau: float, centre: str = "mean") -> Tensor:
 
 
 def _clamp_by_svd(S: Tensor, tau: float, centre: str) -> Tensor:
-    P, s, Qt = torch.linalg.svd(S)
+    P, s, Qt = checked_svd(S)
     low, high = band(centre_of(s, centre), tau)
     return (P * torch.minimum(torch.maximum(s, low), high).unsqueeze(-2)) @ Qt
 
@@ -170,7 +174,7 @@ def nearest_orthogonal(S: Tensor, centre: str = "rms") -> Tensor:
 
 
 def _polar_by_svd(S: Tensor, centre: str) -> Tensor:
-    P, s, Qt = torch.linalg.svd(S)
+    P, s, Qt = checked_svd(S)
     Q = P @ Qt
     Q = 1.5 * Q - 0.5 * Q @ (Q.mT @ Q)  # polish: the SVD's own rounding grows with r
     return centre_of(s, centre).unsqueeze(-1) * Q

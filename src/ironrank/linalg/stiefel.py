@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ironrank.linalg.precision import full_precision
+from ironrank.linalg.svd import checked_svd
 
 # A Cholesky factor whose diagonal spreads wider than this belongs to a matrix with condition number above 30 or so;
 # one pass then loses more than three digits (the error of Cholesky-QR grows with cond^2), so Householder QR takes over.
@@ -39,6 +40,20 @@ def horizontal(U: Tensor, G: Tensor) -> Tensor:
         X (..., n, r) with ``U^T X = 0``.
     """
     return G - U @ (U.mT @ G)
+
+
+@full_precision
+def normal(U: Tensor, G: Tensor) -> Tensor:
+    """Return the part that `horizontal` drops: ``U (U^T G)``.
+
+    Args:
+        U: Points (..., n, r).
+        G: Matrices (..., n, r).
+
+    Returns:
+        Matrices (..., n, r) in the column space of U.
+    """
+    return U @ (U.mT @ G)
 
 
 @full_precision
@@ -119,7 +134,7 @@ def retract_polar(Y: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(Y.mT @ Y)
     if not bool((values[..., 0] >= 0.1 * values[..., -1]).all()):
-        P, _, Qt = torch.linalg.svd(Y, full_matrices=False)
+        P, _, Qt = checked_svd(Y)
         return P @ Qt
     return Y @ (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT
 

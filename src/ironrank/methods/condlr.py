@@ -43,7 +43,8 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
-from ironrank.linalg import clamp, horizontal, nearest_orthogonal, retract_cholesky, side_by_side
+from ironrank.layers import FACTORED
+from ironrank.linalg import clamp, horizontal, nearest_orthogonal, normal, retract_cholesky, side_by_side
 from ironrank.linalg.precision import full_precision
 from ironrank.linalg.spectrum import CENTRES
 from ironrank.methods.attached import Attached
@@ -53,6 +54,8 @@ from ironrank.settings import setting
 from ironrank.surgery import factored_layers
 
 CORRECTIONS = ("exact", "scalar", "none")
+SCALES = ("weights", "norm")
+DENSE = tuple(FACTORED)
 _MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family call their first moment
 
 
@@ -65,6 +68,8 @@ class CondLR(LowRank):
         taus: tau by name pattern, in place of ``tau`` for the layers that match.
         centre: Centre of the band, "mean" or "rms" of the layer's own singular values.
         correction: "exact" for ``(S S^T)^{-1}``, "scalar" for ``r / tr(S S^T)``, "none" for plain horizontal gradients.
+        scale: "weights" starts from the singular values that truncation keeps; "norm" scales them up to the Frobenius
+            norm of the whole weight, so that the truncated layer passes on a signal of the same size.
         every: Retract and clamp at every so many steps; above 1 the bounds hold only then.
 
     Example:
@@ -78,6 +83,7 @@ class CondLR(LowRank):
     taus: dict[str, float] = setting({}, "tau by name pattern, in place of tau")
     centre: str = setting("mean", "centre of the band", choices=CENTRES, paper="mean; rms at tau=0")
     correction: str = setting("exact", "gradient correction of the bases", choices=CORRECTIONS, paper="exact")
+    scale: str = setting("weights", "scale of the cores at the start", choices=SCALES)
     every: int = setting(1, "retract and clamp every so many steps", ge=1, paper="1")
 
     def __post_init__(self) -> None:
@@ -100,7 +106,12 @@ class CondLR(LowRank):
         Returns:
             The same model.
         """
-        return self.factorize(model, core=True)
+        norms = {name: layer.weight.norm() for name, layer in model.named_modules() if isinstance(layer, DENSE)}
+        self.factorize(model, core=True)
+        if self.scale == "norm":
+            for name, layer in cores(model):
+                layer.S.data.mul_(norms[name].item() / layer.S.norm().item())
+        return model
 
     def init(self, model: nn.Module) -> State:
         """Bring all factors into the constraint set: orthonormal bases, clamped cores.
@@ -232,18 +243,34 @@ def cores(model: nn.Module) -> list[tuple[str, Any]]:
 def make_tangent(U: nn.Parameter, S: Tensor, optimizer: torch.optim.Optimizer, correction: str) -> None:
     """Replace the gradient of a basis by equation (1), and project the momentum, in place.
 
+    The buffer of SGD with momentum mu becomes ``mu b + g`` in the coming step, so there one projection serves both:
+    ``g - U U^T (g + mu b)`` instead of ``g - U U^T g`` and ``b - U U^T b``. The bits of the step are the same but for
+    rounding.
+
     Args:
         U: The basis (n, r), with a gradient; for V, pass ``S^T``.
         S: The core (r, r).
         optimizer: The optimizer, whose first moment of U is projected.
         correction: "exact", "scalar" or "none".
     """
-    for name in _MOMENTS:  # (2): a tangent vector of the last point is not one of this point
-        moment = optimizer.state.get(U, {}).get(name)
-        if moment is not None:
-            moment.copy_(horizontal(U, moment))
     assert U.grad is not None
-    U.grad.copy_(corrected(horizontal(U, U.grad), S, correction))
+    gradient, moments = corrected(U.grad, S, correction), optimizer.state.get(U, {})
+    buffer, mu = moments.get("momentum_buffer"), _plain_momentum(optimizer, U)
+    if buffer is not None and mu is not None:
+        U.grad.copy_(gradient - normal(U, gradient + mu * buffer))
+        return
+    for name in _MOMENTS:  # (2): a tangent vector of the last point is not one of this point
+        if moments.get(name) is not None:
+            moments[name].copy_(horizontal(U, moments[name]))
+    U.grad.copy_(horizontal(U, gradient))
+
+
+def _plain_momentum(optimizer: torch.optim.Optimizer, U: nn.Parameter) -> float | None:
+    """Return mu where the step is ``b <- mu b + g``, ``U <- U - lr b``, else None."""
+    if not steps_straight(optimizer, U):
+        return None
+    group = next(group for group in optimizer.param_groups if any(p is U for p in group["params"]))
+    return None if group["nesterov"] or group["dampening"] else group["momentum"]
 
 
 @full_precision

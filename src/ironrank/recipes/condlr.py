@@ -41,7 +41,7 @@ def lenet5_mnist(
         The run.
     """
     data = MNIST(validation=0.25)
-    validate = PGD(norm="Linf", eps=0.1, steps=10)
+    validate = PGD(norm="Linf", eps=0.1, steps=5)
     sgd = SGD(lr=0.1, momentum=0.3)
     model = LeNet5(width=0.25) if tiny else LeNet5()
     return _published("condlr/lenet5-mnist", data, model, sgd, mode, nominal, tau, epochs, seed, 128, validate, tiny)
@@ -89,7 +89,7 @@ def _published(
     if not 0 <= nominal < 100:
         raise IronrankError(f"nominal={nominal}: allowed is 0 to 99 (nominal compression in percent)")
     run = Run(recipe=recipe, data=data, model=model, optimizer=sgd, schedule=Steps(), epochs=epochs, batch_size=batch,
-              seed=seed, validate=validate, validate_images=64 if tiny else 1000)  # fmt: skip
+              seed=seed, validate=validate, validate_images=64 if tiny else 500)  # fmt: skip
     return staged(run, mode, (100 - nominal) / 100, tau)
 
 

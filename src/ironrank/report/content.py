@@ -90,14 +90,14 @@ class Content:
         images = f"{counts} images of the test set" if counts else "the test images"
         return [
             "The attack is white-box: it knows the net and follows the gradient of the net's own loss, taken "
-            f"through the net itself. It moves each of {images} inside a ball around it (ε in pixel units, every "
-            "pixel stays in [0, 1]) and wins where the answer becomes wrong.",
-            "Robust accuracy is the share of images whose answer stayed right. It is an upper bound: a stronger "
-            "attack can only lower it. Brackets beside an accuracy are its 95 % Wilson interval for that many "
-            "images.",
-            "Deployed parameters are those of the net as it is shipped, stored ones those of the trained net as it "
-            "is saved; ratios are to the same net with dense layers. The condition number of a layer is its largest "
-            "singular value over the smallest one that its rank keeps; ∞ means that this one is zero.",
+            f"through the net itself. It moves each of {images} inside a ball around it (ε in pixel units, "
+            "every pixel stays in [0, 1]) and wins where the answer becomes wrong.",
+            "Robust accuracy is the share of images whose answer stayed right. It is an upper bound: a "
+            "stronger attack can only lower it. Brackets at an accuracy are its 95 % Wilson interval for so "
+            "many images.",
+            "Deployed parameters are those of the net as it is shipped, stored ones those of the trained "
+            "net as it is saved; ratios are to the same net with dense layers. The condition number of a "
+            "layer is its largest singular value over the smallest one that its rank keeps; ∞: it is zero.",
         ]
 
     @property
@@ -105,9 +105,8 @@ class Content:
         """Label, value and small print of the few numbers beside the verdict."""
         if self.verdict.pick is None:
             return []
-        row = self.rows[self.verdict.pick]
         line = self.overview.rows[self.verdict.pick]
-        robust = tables.accuracy(row.at(self.verdict.threat))
+        robust = tables.accuracy(judge.scores_of(self.rows, self.verdict.threat)[self.verdict.pick])
         names = [column.label for column in self.overview.columns]
         size, work = (line[names.index(name)] for name in ("deployed parameters", "multiply-accumulates"))
         million = f"{work.text} M" if work.text != text.DASH else work.text
@@ -138,13 +137,17 @@ def data(content: Content) -> dict[str, Any]:
         "warnings": content.warnings,
         "notes": content.notes,
         "threat_model": content.threat_model,
-        "rows": [{**row.raw, "name": row.name, "derived": _derived(row, content)} for row in content.rows],
+        "rows": [
+            {**row.raw, "name": row.name, "derived": _derived(i, content)}
+            for i, row in enumerate(content.rows)
+        ],
         "runs": [{"name": run.name, "metrics": list(run.lines)} for run in content.runs],
     }
 
 
-def _derived(row: Row, content: Content) -> Mapping[str, Any]:
-    worst = row.at(content.verdict.threat)
+def _derived(place: int, content: Content) -> Mapping[str, Any]:
+    row = content.rows[place]
+    worst = judge.scores_of(content.rows, content.verdict.threat).get(place)
     return text.plain(
         {
             "clean_interval": row.clean_score.interval,

@@ -26,13 +26,13 @@ def training(runs: Sequence[Training], rows: Sequence[Row]) -> Plate | None:
         return None
     panels = tuple(_panel(key, drawn) for key in keys)
     caption = "One value for each epoch, as the run recorded it."
-    return Plate("training", "Training curves", caption, panels, legend((i, run.name) for i, run in drawn))
+    return Plate("training", "", caption, panels, legend((i, run.name) for i, run in drawn))
 
 
 def _panel(key: str, drawn: list[tuple[int, Training]]) -> Panel:
     metric = METRICS[key]
     title = ", ".join(filter(None, [metric.label, metric.unit]))
-    svg = draw(f"training-{key.replace('_', '-')}", partial(_axes, key=key, drawn=drawn), 270, 190)
+    svg = draw(f"training-{key.replace('_', '-')}", partial(_axes, key=key, drawn=drawn), 280, 185)
     return Panel(title, f"Line chart of {metric.label} against the epoch, {len(drawn)} runs.", svg)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ironrank.report import text
 from ironrank.report.palette import PAPER, style
 
-EDGE = {"markeredgecolor": PAPER, "markeredgewidth": 0.6}
+EDGE: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.6}
 
 
 @dataclass(frozen=True)

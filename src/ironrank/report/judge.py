@@ -44,6 +44,24 @@ def threat_of(rows: Sequence[Row]) -> Threat | None:
     return None
 
 
+def scores_of(rows: Sequence[Row], threat: Threat | None) -> dict[int, Score]:
+    """Return the robust accuracy of the rows in a ball: of each the lowest over its attacks.
+
+    Where one row met an attack of several steps, rows that met single steps only are left out: their number
+    would look better than it is.
+
+    Args:
+        rows: The rows.
+        threat: Norm and eps, or None.
+
+    Returns:
+        The score of each place of a row that has one.
+    """
+    worst = {i: score for i, row in enumerate(rows) if (score := row.at(threat))}
+    strong = {i for i in worst if any(s.threat == threat and not s.single_step for s in rows[i].robust)}
+    return {i: score for i, score in worst.items() if i in strong or not strong}
+
+
 def chance(rows: Sequence[Row]) -> float | None:
     """Return the accuracy of guessing, 1 / classes, where all rows agree on the number of classes."""
     classes = {row.classes for row in rows}
@@ -61,7 +79,7 @@ def judge(rows: Sequence[Row]) -> Verdict:
         The verdict; it claims nothing that the numbers of the rows do not hold.
     """
     threat = threat_of(rows)
-    scores = {i: score for i, row in enumerate(rows) if (score := row.at(threat)) is not None}
+    scores = scores_of(rows, threat)
     if not scores:
         return Verdict(_without_attack(rows))
     best = max(scores, key=lambda i: (scores[i].accuracy, -rows[i].size))
@@ -72,7 +90,13 @@ def judge(rows: Sequence[Row]) -> Verdict:
     if scores[best].accuracy <= floor:
         return Verdict(f"{where}, {_not_robust(scores[best], floor)}.", threat)
     said = _alone(rows[0], scores[0]) if len(rows) == 1 else _among(rows, scores, best, pick)
-    return Verdict(f"{where}, {said}.", threat, pick)
+    doubted = sorted({best, pick} & {i for i, row in enumerate(rows) if _doubts(row)})
+    doubt = (
+        f"; but see the warnings about {' and '.join(quote(rows[i].name) for i in doubted)}"
+        if doubted
+        else ""
+    )
+    return Verdict(f"{where}, {said}{doubt}.", threat, pick)
 
 
 def _without_attack(rows: Sequence[Row]) -> str:
@@ -120,8 +144,13 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
     Returns:
         Lines that begin with the name of the row; often none.
     """
-    checks = (_rises_with_eps, _single_step_stronger, _single_step_only)
-    return [f"{quote(row.name)}: {line}" for row in rows for check in checks if (line := check(row))]
+    return [f"{quote(row.name)}: {line}" for row in rows for line in _doubts(row)]
+
+
+def _doubts(row: Row) -> list[str]:
+    return [
+        line for check in (_rises_with_eps, _single_step_stronger, _single_step_only) if (line := check(row))
+    ]
 
 
 def _rises_with_eps(row: Row) -> str | None:
@@ -172,18 +201,23 @@ def notes_of(rows: Sequence[Row], threat: Threat | None) -> list[str]:
     Returns:
         Lines for below the table.
     """
-    attacked = [row for row in rows if row.at(threat)]
-    left_out = ", ".join(row.name for row in rows if threat and not row.at(threat))
+    scored = scores_of(rows, threat)
+    left_out = ", ".join(row.name for i, row in enumerate(rows) if threat and i not in scored)
     sizes = ", ".join(map(count, sorted({row.count("n") or 0 for row in rows} - {0})))
-    attacks = {frozenset(score.key for score in row.robust if score.threat == threat) for row in attacked}
+    attacks = {
+        frozenset(score.key for score in row.robust if score.threat == threat)
+        for row in (rows[i] for i in scored)
+    }
+    curves = {row.text("curve_attack") for row in rows if row.curve}
+    threads = ", ".join(sorted({f"{k:.0f}" for row in rows if (k := row.number("latency_ms", "threads"))}))
     notes = {
-        "Each row is one trained net: intervals cover the choice of test images, not the luck of training.": True,
+        "Each row is one trained net: intervals cover the choice of images, not the luck of training.": True,
         f"The rows were measured on different numbers of images: {sizes}.": "," in sizes,
-        f"Not attacked in the ball of the verdict, and so left out of it: {left_out}.": bool(left_out),
+        f"Left out of the verdict, for want of an attack of several steps in its ball: {left_out}.": bool(
+            left_out
+        ),
+        f"Latency was measured with this number of CPU threads: {threads}.": bool(threads),
         "In the ball of the verdict the rows met different attacks; compare with care.": len(attacks) > 1,
-        "The curves over ε come from different attacks.": len(
-            {r.text("curve_attack") for r in rows if r.curve}
-        )
-        > 1,
+        "The curves over ε come from different attacks.": len(curves) > 1,
     }
     return [line for line, holds in notes.items() if holds]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ironrank.report import content, files, markdown, page, rows, training
+from ironrank.files import write_text
+from ironrank.report import content, markdown, page, rows, training
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Report:
         Returns:
             The path.
         """
-        return files.write_text(path, self.html())
+        return _write(path, self.html())
 
     def write_markdown(self, path: Path | str) -> Path:
         """Write the Markdown file.
@@ -63,7 +64,7 @@ class Report:
         Returns:
             The path.
         """
-        return files.write_text(path, self.markdown())
+        return _write(path, self.markdown())
 
     def write_json(self, path: Path | str) -> Path:
         """Write the JSON file.
@@ -74,9 +75,12 @@ class Report:
         Returns:
             The path.
         """
-        return files.write_text(
-            path, json.dumps(self.data(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        return _write(path, json.dumps(self.data(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write(path: Path | str, text: str) -> Path:
+    write_text(Path(path), text)
+    return Path(path)
 
 
 def build(
@@ -88,9 +92,9 @@ def build(
     """Build a report that compares evaluated nets.
 
     Args:
-        evaluations: What ``evaluate`` returned for each net, in the order of the table. Required keys: ``clean``
-            and the accuracies in ``robust`` (fractions in [0, 1]), ``params_deployed``; whatever else is missing
-            is shown as a dash. A required one that is missing raises an ``IronrankError``.
+        evaluations: What ``evaluate`` returned for each net, in the order of the table. Required keys:
+            ``clean`` and the accuracies in ``robust`` (fractions in [0, 1]), ``params_deployed``. What else
+            is missing is shown as a dash; a required one that is missing raises an ``IronrankError``.
         title: The title of the page.
         runs: Training metrics, for the curves: dicts with ``name`` (of the row) and ``metrics`` (the lines of
             ``metrics.jsonl``: ``epoch``, ``loss``, ``lr``, ``val_clean``, ``val_robust``, ``max_cond`` ...).

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from ironrank.report.drawing import Panel, Plate, legend, line
 from ironrank.report.interval import wilson
-from ironrank.report.judge import chance
+from ironrank.report.judge import chance, scores_of
 from ironrank.report.palette import MUTED, PAPER, style
 from ironrank.report.rows import Row, Score, Threat
 from ironrank.report.svg import draw
-from ironrank.report.text import DASH, amount, count, epsilon, is_pixel_step, percent
+from ironrank.report.text import DASH, amount, count, epsilon, is_pixel_step, norm, percent
 
 FEW = 6  # up to so many rows, intervals are drawn as bands
 
@@ -31,7 +32,7 @@ def accuracy_against_eps(rows: Sequence[Row]) -> Plate | None:
         for name in dict.fromkeys(r.text("curve_attack") for _, r in drawn)
     ]
     banded = len(drawn) <= FEW and any(n for _, row in drawn for _, _, n in row.curve)
-    caption = f"Attack: {'; '.join(attacks)}."
+    caption = f"Attack: {norm('; '.join(attacks))}."
     caption += " Bands: 95 % Wilson interval." if banded else ""
     caption += "" if guess is None else f" Dotted line: chance, {percent(guess)} %."
     alt = (
@@ -63,7 +64,14 @@ def _curves(axes: Axes, drawn: list[tuple[int, Row]], guess: float | None) -> No
     axes.set_xlabel(
         "radius ε of the ball, " + ("in 1/255 of the pixel range" if in_steps else "pixel range 0 to 1")
     )
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=in_steps))
+    axes.xaxis.set_major_locator(_ticks(sorted({scale * eps for eps in radii}), in_steps))
+
+
+def _ticks(radii: list[float], whole: bool) -> Locator:
+    apart = min((b - a for a, b in itertools.pairwise(radii)), default=0.0)
+    if len(radii) > 1 and apart > 0.07 * (radii[-1] - radii[0]):
+        return FixedLocator(radii)
+    return MaxNLocator(6, integer=whole)
 
 
 def _band(axes: Axes, row: Row, eps: list[float], index: int) -> None:
@@ -74,14 +82,14 @@ def _band(axes: Axes, row: Row, eps: list[float], index: int) -> None:
 
 def size_against_robustness(rows: Sequence[Row], threat: Threat | None) -> Plate | None:
     """Return the figure of deployed parameters against robust accuracy; None where no attack was run."""
-    drawn = [(i, row, score) for i, row in enumerate(rows) if (score := row.at(threat)) and row.size > 0]
+    drawn = [(i, rows[i], score) for i, score in scores_of(rows, threat).items() if rows[i].size > 0]
     if not drawn:
         return None
     points = {i: (float(row.size), 100 * score.accuracy) for i, row, score in drawn}
     best = [points[i] for i in front(points)]
     caption = (
-        f"Robust accuracy: the lowest over all attacks inside {drawn[0][2].ball}; bars: 95 % Wilson interval. Up "
-        "and to the left is better. Dashed: the front; no net is both smaller and more robust than one on it."
+        f"Robust accuracy: the lowest over all attacks inside {drawn[0][2].ball}; bars: 95 % Wilson "
+        "interval. Up and to the left is better. Dashed: the front; no net beats those on it in both."
     )
     found = [
         f"{row.name} {count(row.size)} parameters, {percent(score.accuracy)} %" for _, row, score in drawn

@@ -34,7 +34,7 @@ class Score:
     @property
     def key(self) -> tuple:
         """What makes two scores comparable: the column of the table."""
-        return (self.attack.lower(), self.norm, _rounded(self.eps), self.steps, self.restarts)
+        return (self.name.lower(), self.norm, _rounded(self.eps), self.steps, self.restarts)
 
     @property
     def threat(self) -> Threat | None:
@@ -44,13 +44,22 @@ class Score:
     @property
     def single_step(self) -> bool:
         """Whether the attack follows the gradient once."""
-        return self.attack.lower() in SINGLE_STEP or self.steps == 1
+        return self.steps == 1 or self.name.lower().startswith(SINGLE_STEP)
+
+    @property
+    def name(self) -> str:
+        """The attack's name without what other fields say: ``PGD`` of ``PGD-20 x5 Linf``."""
+        name = self.attack
+        for known in (self.norm, f"-{self.steps}", f"x{self.restarts}"):
+            name = name.replace(known, "") if known else name
+        name = " ".join(name.split()) or self.attack
+        return name.upper() if name.islower() else name
 
     @property
     def label(self) -> str:
         """The attack in words, such as ``PGD, 20 steps, 5 restarts``."""
-        parts = [self.attack.upper()]
-        if self.steps and self.attack.lower() not in SINGLE_STEP:
+        parts = [self.name]
+        if self.steps and not self.single_step:
             parts.append(f"{self.steps} step{'s' * (self.steps > 1)}")
         if self.restarts and self.restarts > 1:
             parts.append(f"{self.restarts} restarts")
@@ -120,6 +129,11 @@ class Row:
         """Return the quotient of two counts, or None where one is missing."""
         above, below = self.count(part), self.count(whole)
         return above / below if above is not None and below else None
+
+    @property
+    def max_cond(self) -> float | None:
+        """The largest condition number; NaN where it was measured but JSON could not say it."""
+        return _cond(self.raw, "max_cond")
 
     @property
     def size(self) -> int:
@@ -252,12 +266,18 @@ def _layer(item: Mapping[str, Any]) -> Layer:
         shape=tuple(text.whole(side) or 0 for side in shape) if isinstance(shape, list) else (),
         rank=text.whole(item.get("rank")),
         full_rank=text.whole(item.get("full_rank")),
-        cond=text.number(item.get("cond")),
+        cond=_cond(item, "cond"),
         orthonormality_error=text.number(item.get("orthonormality_error")),
         singular_values=tuple(
             sorted((s for s in numbers if s is not None and math.isfinite(s)), reverse=True)
         ),
     )
+
+
+def _cond(item: Mapping[str, Any], key: str) -> float | None:
+    if key in item and item[key] is None:
+        return math.nan  # measured, but not finite: plain JSON writes null
+    return text.number(item.get(key))
 
 
 def _rounded(eps: float | None) -> float | None:

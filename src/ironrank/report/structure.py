@@ -23,17 +23,18 @@ Spectrum = list[tuple[int, float]]
 
 
 def spectra(rows: Sequence[Row]) -> Plate | None:
-    """Return the figure of singular values of every layer that several rows share; None where there is none."""
+    """Return the figure of singular values of layers that several rows share; None where there are none."""
     shared = _shared(rows)
     drawn = list(shared.items())[:PANELS]
     if not drawn:
         return None
     floor = min(values[-1][1] for _, lines in drawn for _, values in lines)
     panels = [_spectrum(k, name, shape, lines, floor) for k, ((name, shape), lines) in enumerate(drawn)]
-    rest = f" The first {len(drawn)} of {len(shared)} layers; all numbers are in the JSON file."
+    rest = f" The first {len(drawn)} of {len(shared)} layers; the JSON file has all numbers."
+    rest = rest if len(shared) > len(drawn) else ""
     caption = (
-        "Singular values σₖ of each layer over the largest one, σ₁; both axes logarithmic. A line that stays high is "
-        f"well conditioned; a line that ends early has low rank.{rest if len(shared) > len(drawn) else ''}"
+        "Singular values σₖ of each layer over the largest one, σ₁; both axes logarithmic. A line that "
+        f"stays high is well conditioned; a line that ends early has low rank.{rest}"
     )
     seen = sorted({i for _, lines in drawn for i, _ in lines})
     return Plate(
@@ -60,7 +61,7 @@ def _spectrum(
 ) -> Panel:
     ends = ", ".join(text.significant(values[-1][1]) for _, values in lines)
     alt = f"Singular values of layer {name}, {len(lines)} lines; smallest over largest: {ends}."
-    svg = draw(f"spectrum{place}", partial(_spectrum_axes, lines=lines, floor=floor), 270, 190)
+    svg = draw(f"spectrum{place}", partial(_spectrum_axes, lines=lines, floor=floor), 225, 165)
     return Panel(f"{name}, {text.shape(shape)}" if shape else name, alt, svg)
 
 
@@ -87,8 +88,8 @@ def ranks(rows: Sequence[Row]) -> Plate | None:
     names = list(dict.fromkeys(layer.name for _, _, layers in drawn for layer in layers))
     if not names:
         return None
-    height = 56 + len(names) * (14 + 9 * len(drawn))
-    svg = draw("ranks", partial(_rank_axes, drawn=drawn, names=names), 400, height)
+    height = 52 + len(names) * (12 + 7.5 * len(drawn))
+    svg = draw("ranks", partial(_rank_axes, drawn=drawn, names=names), 380, height)
     found = [
         f"{name}: {', '.join(f'{layer.name} {layer.rank}' for layer in layers)}" for _, name, layers in drawn
     ]

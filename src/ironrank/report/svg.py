@@ -16,21 +16,21 @@ from matplotlib.figure import Figure
 from ironrank.report.palette import INK, MUTED, RULE, VARIABLES
 
 LOOK = {
-    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
+    "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 9.5, "axes.labelsize": 9.5,
     "svg.fonttype": "none", "svg.hashsalt": "ironrank", "text.parse_math": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": RULE, "grid.linewidth": 0.8,
     "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.titlecolor": MUTED, "axes.linewidth": 0.8,
     "axes.titlelocation": "left", "axes.titlepad": 8, "text.color": INK,
-    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5,
-    "ytick.major.size": 0, "xtick.major.size": 3, "lines.linewidth": 1.7, "lines.markersize": 5.5,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 9, "ytick.labelsize": 9,
+    "ytick.major.size": 0, "xtick.major.size": 3, "lines.linewidth": 1.6, "lines.markersize": 5,
     "figure.constrained_layout.h_pad": 0.03, "figure.constrained_layout.w_pad": 0.03,
 }  # fmt: skip
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"#([\w-]+)")
 
 
-def draw(key: str, paint: Callable[[Axes], None], width: float = 400, height: float = 270) -> str:
+def draw(key: str, paint: Callable[[Axes], None], width: float = 380, height: float = 255) -> str:
     """Draw one panel.
 
     Args:
@@ -61,7 +61,7 @@ def inline(source: str, key: str) -> str:
         key: The beginning of all ids.
 
     Returns:
-        One ``<svg>`` element: ids only where something refers to them and with the key before them, colours as
+        One ``<svg>`` element: ids only where something refers to them, with the key before them, colours as
         CSS variables, the font of the page, coordinates to a hundredth of a pixel.
     """
     root = ElementTree.fromstring(source)

@@ -54,7 +54,7 @@ def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
     columns = (
         Column("net", words=True),
         Column("clean accuracy", "%"),
-        *(Column(f"accuracy under {score.label}", f"%, {score.ball}") for score in attacks.values()),
+        *(Column(score.label, f"accuracy, %, {score.ball}") for score in attacks.values()),
         Column("deployed parameters"),
         Column("stored parameters"),
         Column("multiply-accumulates", "10⁶ per image"),
@@ -62,13 +62,11 @@ def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
         Column("latency", "ms, median [q1, q3]"),
         Column("largest condition number", "σ₁ / σᵣ"),
         Column("test images", "n"),
-        Column("seed"),
+        Column("seed", "training, attack" if any("train_seed" in row.raw for row in rows) else ""),
     )
     picked = "" if verdict.pick is None else " The net of the verdict is set in bold."
-    caption = (
-        f"Small print: 95 % Wilson interval of accuracies; ratio to the same net with dense layers.{picked}"
-    )
-    return Table(caption, columns, tuple(_line(row, tuple(attacks)) for row in rows), verdict.pick)
+    caption = "In small print: 95 % Wilson interval of an accuracy; ratio to the same net with dense layers."
+    return Table(caption + picked, columns, tuple(_line(row, tuple(attacks)) for row in rows), verdict.pick)
 
 
 def _line(row: Row, attacks: tuple[tuple, ...]) -> tuple[Cell, ...]:
@@ -81,10 +79,15 @@ def _line(row: Row, attacks: tuple[tuple, ...]) -> tuple[Cell, ...]:
         Cell(_scaled(row.count("macs"), 1e6), _of_dense(row, "macs", "macs_dense")),
         Cell(_scaled(row.count("bytes"), 1e3)),
         latency(row),
-        Cell(text.significant(row.number("max_cond"))),
+        Cell(text.significant(row.max_cond)),
         Cell(text.count(row.count("n"))),
-        Cell(row.text("seed")),
+        Cell(_seeds(row)),
     )
+
+
+def _seeds(row: Row) -> str:
+    keys = ("train_seed", "seed") if "train_seed" in row.raw else ("seed",)
+    return ", ".join(row.text(key) for key in keys)
 
 
 def accuracy(score: Score | None) -> Cell:
@@ -96,12 +99,10 @@ def accuracy(score: Score | None) -> Cell:
 
 
 def latency(row: Row) -> Cell:
-    """Return the median latency in ms, with its quartiles and the number of threads."""
+    """Return the median latency in ms and its quartiles."""
     median, q1, q3 = (row.number("latency_ms", part) for part in ("median", "q1", "q3"))
     quartiles = "" if q1 is None or q3 is None else _span(text.significant(q1), text.significant(q3))
-    threads = text.whole(row.number("latency_ms", "threads"))
-    counted = "" if threads is None else f"{threads}{NO_BREAK}thread{'s' * (threads != 1)}"
-    return Cell(text.significant(median), ", ".join(filter(None, [quartiles, counted])))
+    return Cell(text.significant(median), quartiles)
 
 
 def layers(row: Row) -> Table:
@@ -114,7 +115,7 @@ def layers(row: Row) -> Table:
         Column("condition number", "σ₁ / σᵣ"),
         Column("orthonormality error", "of the bases"),
     )
-    return Table(f"Layers of {text.quote(row.name)}.", columns, tuple(_layer(layer) for layer in row.layers))
+    return Table(f"Layers of {text.quote(row.name)}", columns, tuple(_layer(layer) for layer in row.layers))
 
 
 def _layer(layer: Layer) -> tuple[Cell, ...]:
@@ -153,7 +154,12 @@ def training(runs: Sequence[Training]) -> Table | None:
         *(Column(METRICS[k].label, METRICS[k].unit) for k in keys),
     )
     body = tuple(
-        (Cell(run.name), Cell(str(len(run.lines))), *(_last(run, key) for key in keys)) for run in runs
+        (
+            Cell(run.name),
+            Cell(str(sum("epoch" in line for line in run.lines))),
+            *(_last(run, key) for key in keys),
+        )
+        for run in runs
     )
     return Table("Last value of every training curve.", columns, body)
 

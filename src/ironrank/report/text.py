@@ -68,7 +68,7 @@ def significant(value: float | None, digits: int = 3) -> str:
     if value is None:
         return DASH
     if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
+        return "not finite" if math.isnan(value) else ("∞" if value > 0 else "-∞")
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}·10{str(int(exponent)).translate(_RAISED)}"

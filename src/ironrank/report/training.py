@@ -24,8 +24,8 @@ class Metric:
 
 METRICS = {
     "loss": Metric("training loss"),
-    "val_clean": Metric("validation accuracy, clean", "%", percent=True),
-    "val_robust": Metric("validation accuracy under attack", "%", percent=True),
+    "val_clean": Metric("clean validation accuracy", "%", percent=True),
+    "val_robust": Metric("robust validation accuracy", "%", percent=True),
     "max_cond": Metric("largest condition number", "σ₁ / σᵣ", log=True),
     "lr": Metric("learning rate"),
 }
@@ -33,18 +33,15 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Training:
-    """The lines of one run, in order."""
+    """The lines of one run, in order; those without an epoch stand inside one and are not drawn."""
 
     name: str
     lines: tuple[Mapping[str, Any], ...]
 
     def series(self, key: str) -> list[tuple[float, float]]:
-        """Return (epoch, value) of the finite values of one metric."""
-        pairs = ((text.number(line.get("epoch")), text.number(line.get(key))) for line in self.lines)
-        found = [(float(i) if epoch is None else epoch, value) for i, (epoch, value) in enumerate(pairs, 1)]
-        return [
-            (epoch, value) for epoch, value in found if value is not None and math.isfinite(value + epoch)
-        ]
+        """Return (epoch, value) of one metric: finite values of lines that close an epoch."""
+        pairs = [(text.number(line.get("epoch")), text.number(line.get(key))) for line in self.lines]
+        return [(e, v) for e, v in pairs if e is not None and v is not None and math.isfinite(e + v)]
 
 
 def read(runs: Sequence[Mapping[str, Any]] | None) -> tuple[Training, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +243,15 @@ def _open_folder(out: Path, run: Run, resume: bool) -> None:
     if there.is_file():
         if not resume:
             raise IronrankError(f"{out} holds a run already: choose another folder, or resume it (--resume)")
-        old = decode_run(read_json(there))
-        if changed(old, device=run.device) != run:
-            names = [key for key, value in encode(run).items() if encode(old)[key] != value and key != "device"]
+        old, new = (_identity(encode(value)) for value in (decode_run(read_json(there)), run))
+        if old != new:
+            names = [key for key, value in new.items() if old[key] != value]
             raise IronrankError(f"{out} holds another run (it differs in {', '.join(names)}): choose another folder")
     write_json(there, encode(run))
+
+
+def _identity(value: Any) -> Any:
+    """Return an encoded run without the places that may differ on another machine: device and data folder."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _identity(item) for key, item in value.items() if key not in ("device", "folder", "download")}

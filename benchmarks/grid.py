@@ -1,0 +1,66 @@
+"""Cells of an experiment side by side: processes of one thread each take the cells that nobody has taken yet.
+
+A stopped experiment goes on where it was: finished cells are kept, a cell that was cut off resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ironrank.files import write_json
+from ironrank.training import Run, train
+
+Cell = tuple[str, Run]
+
+
+def parser(description: str, out: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, default=Path(out))
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--n", type=int, default=1000, help="test images that are attacked")
+    made.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def run_all(options: argparse.Namespace, cells: Iterable[Cell], judge: Callable[[Path, Run, int], dict[str, Any]]) -> None:
+    """Train and judge all cells; in a worker, those that are free."""
+    if options.worker:
+        torch.set_num_threads(1)
+        for name, run in cells:
+            _take(options.out / name, run, options.n, judge)
+        return
+    for taken in options.out.glob("*.taken"):  # left behind by a run that was killed
+        shutil.rmtree(taken)
+    command = [sys.executable, *sys.argv, "--worker"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    workers = [subprocess.Popen(command, env=environment) for _ in range(options.jobs)]
+    if any([worker.wait() for worker in workers]):
+        sys.exit(1)
+
+
+def _take(folder: Path, run: Run, n: int, judge: Callable[[Path, Run, int], dict[str, Any]]) -> None:
+    if (folder / "judged.json").is_file():
+        return
+    taken = folder.with_name(folder.name + ".taken")
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        taken.mkdir()
+    except FileExistsError:
+        return
+    try:
+        if not (folder / "last.safetensors").is_file():
+            train(run, folder, resume=True)
+        write_json(folder / "judged.json", judge(folder, run, n))
+        print(f"{folder.name} done", flush=True)
+    finally:
+        taken.rmdir()

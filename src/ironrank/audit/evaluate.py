@@ -1,0 +1,223 @@
+"""One honest row: accuracy, robustness, size, cost, latency and conditioning of one net.
+
+The net is judged in its deployed form (each factored layer as two thin layers, or one dense where that is smaller); the
+gap between that form and the trained one is measured and stated. Attacks are white-box, on the gradients of the very net
+that is judged.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ironrank import __version__
+from ironrank.artifact import load_model
+from ironrank.attacks import FGSM, PGD
+from ironrank.attacks.base import Attack
+from ironrank.audit.accuracy import accuracy, robust_accuracy
+from ironrank.bench.latency import latency
+from ironrank.data import Images
+from ironrank.files import plain_json, read_json, write_json
+from ironrank.layers import Factored
+from ironrank.linalg import condition_number, orthonormality_error, singular_values
+from ironrank.settings import encode
+from ironrank.surgery import deploy, weighted_layers
+from ironrank.training.run import decode_run
+
+IMAGES = 1000  # judged by default: the first test images, in the published order
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)  # multiples of eps
+
+
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    attacks: Sequence[Attack],
+    *,
+    curve: Sequence[Attack] = (),
+    seed: int = 0,
+    latency_runs: int = 200,
+) -> dict[str, Any]:
+    """Measure a net.
+
+    Args:
+        model: Maps pixels (b, c, h, w) in [0, 1] to logits (b, classes); layers may be factored.
+        images: Test images; all of them are used.
+        attacks: Attacks whose accuracies are stated.
+        curve: Attacks of growing eps, for the curve of accuracy against eps.
+        seed: Seed of the attacks' random starts.
+        latency_runs: Number of timed batch-1 calls.
+
+    Returns:
+        Plain values: ``clean``, ``robust``, ``curve``, ``params_dense``, ``params_stored``, ``params_deployed``,
+        ``macs_dense``, ``macs``, ``bytes``, ``latency_ms``, ``layers``, ``max_cond``, ``form_gap``, ``n``, ``seed``,
+        ``device``, ``versions``. Accuracies are fractions, latency is in milliseconds, bytes are those of the deployed
+        weights as a safetensors file, MACs are multiply-adds of one image.
+    """
+    judged, device = deploy(model).eval(), images.x.device
+    robust = [_described(a) | {"accuracy": robust_accuracy(judged, images, a, seed), "n": len(images)} for a in attacks]
+    points = [{"eps": a.eps, "accuracy": robust_accuracy(judged, images, a, seed)} for a in curve]
+    one = images.first(1).pixels(torch.tensor([0]))
+    layers = [describe_layer(name, layer) for name, layer in weighted_layers(model)]
+    return {
+        "clean": accuracy(judged, images),
+        "robust": robust,
+        "curve": points,
+        "curve_attack": curve[-1].describe() if curve else None,
+        **_size(model, judged, one),
+        "latency_ms": latency(judged, one, latency_runs, torch.get_num_threads()),
+        "layers": layers,
+        "max_cond": max((layer["cond"] for layer in layers), default=1.0),
+        "form_gap": _form_gap(model, judged, images),
+        "n": len(images),
+        "seed": seed,
+        "device": str(device),
+        "versions": {"ironrank": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def evaluate_folder(
+    folder: Path | str,
+    *,
+    which: str = "best",
+    data: str | None = None,
+    n: int | None = None,
+    norm: str | None = None,
+    eps: Sequence[float] | None = None,
+    steps: int = 20,
+    restarts: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    latency_runs: int = 200,
+    name: str | None = None,
+    save: bool = True,
+) -> dict[str, Any]:
+    """Measure the net of a run folder, on its test set.
+
+    Args:
+        folder: Run folder.
+        which: "best" or "last".
+        data: Folder with the data; by default the one that the run used.
+        n: Number of test images, the first ones; None for 1,000, 0 for all.
+        norm: "Linf" or "L2"; by default that of the run's validation attack.
+        eps: Radii in pixel units; by default that of the run's validation attack.
+        steps: Steps of PGD.
+        restarts: Random starts of PGD; each image keeps its worst.
+        seed: Seed of the attacks' random starts.
+        device: Where to compute.
+        latency_runs: Number of timed batch-1 calls.
+        name: Label of the row; by default the folder's name.
+        save: Whether to write ``evaluation.json`` into the folder.
+
+    Returns:
+        What `evaluate` returns, and ``name``, ``recipe``, ``method``, ``data``, ``objective``, ``which``, ``command``.
+    """
+    folder = Path(folder)
+    run = decode_run(read_json(folder / "run.json"))
+    dataset = run.data if data is None else dataclasses.replace(run.data, folder=data)
+    model = load_model(folder, which).to(device)
+    images = dataset.load("test")
+    images = (images if n == 0 else images.first(n or IMAGES)).to(device)
+    norm, radii = norm or run.validate.norm, tuple(eps or (run.validate.eps,))
+    pgd = PGD(norm=norm, eps=radii[-1], steps=steps, restarts=restarts)
+    attacks: list[Attack] = [FGSM(norm=norm, eps=radius) for radius in radii]
+    attacks += [PGD(norm=norm, eps=radius, steps=steps, restarts=restarts) for radius in radii]
+    curve = [PGD(norm=norm, eps=factor * max(radii), steps=steps) for factor in CURVE]
+    result = evaluate(model, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs)
+    result |= {
+        "name": name or folder.name,
+        "recipe": run.recipe,
+        "method": encode(run.method),
+        "objective": encode(run.objective),
+        "data": f"{run.data.name}, first {len(images)} test images",
+        "epochs": run.epochs,
+        "train_seed": run.seed,
+        "which": which,
+        "command": f"ironrank evaluate {folder.name} --norm {norm} --eps {','.join(f'{r:g}' for r in radii)} "
+                   f"--steps {pgd.steps} --restarts {pgd.restarts} --n {len(images)} --seed {seed}",
+    }  # fmt: skip
+    if save:
+        write_json(folder / "evaluation.json", result)
+    return plain_json(result)
+
+
+def describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
+    """Describe one layer: form, rank, conditioning.
+
+    Args:
+        name: Full name.
+        layer: A factored layer, or a dense linear or convolution layer.
+
+    Returns:
+        ``name``, ``kind``, ``shape``, ``rank``, ``full_rank``, ``cond``, ``orthonormality_error`` (None without
+        orthonormal bases), ``singular_values`` (the first ``rank`` ones, largest first).
+    """
+    factored = isinstance(layer, Factored)
+    matrix = layer.matrix().detach() if factored else layer.weight.detach().flatten(1)  # type: ignore[union-attr, operator]
+    rank, full = (layer.rank if factored else min(matrix.shape)), min(matrix.shape)  # type: ignore[assignment]
+    error = None
+    if factored and layer.S is not None:  # type: ignore[union-attr]
+        error = max(orthonormality_error(basis.detach()).item() for basis in (layer.U, layer.V))  # type: ignore[union-attr, arg-type]
+        core = layer.S.detach()  # type: ignore[union-attr, operator]
+        values, cond = singular_values(core), condition_number(core)
+    else:
+        values, cond = singular_values(matrix)[:rank], condition_number(matrix, rank)  # type: ignore[misc]
+    return {"name": name, "kind": type(layer).__name__, "shape": _shape(layer), "rank": rank, "full_rank": full,
+            "cond": cond.item(), "orthonormality_error": error, "singular_values": values.tolist()}  # fmt: skip
+
+
+def count_macs(model: nn.Module, x: Tensor) -> int:
+    """Count the multiply-adds of a forward pass, from the operations that really run (half of torch's FLOP count).
+
+    Args:
+        model: The model.
+        x: A batch.
+
+    Returns:
+        Multiply-adds for the whole batch.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
+
+
+def _size(model: nn.Module, judged: nn.Module, x: Tensor) -> dict[str, int]:
+    dense = deploy(model, dense=True).eval()
+    weights = {name: tensor.cpu().contiguous() for name, tensor in judged.state_dict().items()}
+    return {
+        "params_dense": _params(dense),
+        "params_stored": _params(model),
+        "params_deployed": _params(judged),
+        "macs_dense": count_macs(dense, x),
+        "macs": count_macs(judged, x),
+        "bytes": len(to_bytes(weights)),
+    }
+
+
+def _params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _shape(layer: nn.Module) -> list[int]:
+    return list(layer.weight_shape if isinstance(layer, Factored) else layer.weight.shape)  # type: ignore[union-attr, arg-type]
+
+
+@torch.no_grad()
+def _form_gap(model: nn.Module, judged: nn.Module, images: Images) -> float:
+    """Return the largest difference of a logit between the trained and the deployed form, on up to 256 images."""
+    x = images.pixels(torch.arange(min(256, len(images))))
+    return (copy.deepcopy(model).eval()(x) - judged(x)).abs().max().item()
+
+
+def _described(attack: Attack) -> dict[str, Any]:
+    steps = getattr(attack, "steps", 1)
+    return {"attack": attack.describe(), "norm": attack.norm, "eps": attack.eps, "steps": steps,
+            "restarts": getattr(attack, "restarts", 1)}  # fmt: skip

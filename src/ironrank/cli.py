@@ -1,0 +1,298 @@
+"""The command line: one verb, one call. Results go to stdout, everything else to stderr.
+
+A mistake of the user is one line on stderr and exit code 2; an interrupted training exits with 130.
+Torch is imported inside the verbs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ironrank import __version__
+from ironrank.errors import IronrankError
+
+
+class Verbs(TyperGroup):
+    """The verbs; a mistake of the user in any of them becomes one line and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was asked for.
+
+        Args:
+            ctx: The context of the command line.
+
+        Returns:
+            What the verb returns.
+
+        Raises:
+            typer.Exit: With code 2, if the verb raised an `IronrankError`.
+        """
+        try:
+            return super().invoke(ctx)
+        except IronrankError as error:
+            typer.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change a setting, such as method.tau=0.5; repeat at will."
+    ),
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data set.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; made if needed.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="D", help="Torch device, such as cpu or cuda.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the folder's last finished epoch.")]
+Until = Annotated[
+    int | None, typer.Option("--until", metavar="EPOCHS", min=1, help="Stop after so many epochs.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ironrank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ironrank(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Neural networks that are small, fast and hard to fool."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for runs and report.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a few small nets on images inside the package, judge them, and write a report. No download."""
+    from ironrank import console
+    from ironrank.recipes.demo import run_demo
+
+    with console.resumable(out, "the same"):
+        result = run_demo(out, seed, console.progress())
+    console.show(result, console.verdict, as_json)
+
+
+@app.command(name="list")
+def list_(
+    family: Annotated[
+        str | None, typer.Argument(metavar="[FAMILY]", help="Such as methods or recipes.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them: show its settings.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what there is to choose from: recipes, methods, models, data, attacks and more."""
+    from ironrank import catalog, console
+
+    if family is not None and name is not None:
+        member = catalog.settings_of(family, name)
+        console.show(member, console.settings, as_json)
+    else:
+        console.show(catalog.members(family), console.catalogue, as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name of a recipe; see `ironrank list recipes`.")
+    ],
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    resume: Resume = False,
+    until: Until = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe into a run folder, by default runs/RECIPE."""
+    from ironrank import console, verbs
+
+    out = out or Path("runs", recipe.replace("/", "-"))
+    with console.resumable(out):
+        result = verbs.train_recipe(
+            recipe, overrides or (), out=out, data=data, seed=seed, device=device, resume=resume, until=until,
+            console=console.progress(quiet),
+        )  # fmt: skip
+    console.show(result, console.outcome, as_json)
+
+
+@app.command()
+def compress(
+    folder: Folder,
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help="See `ironrank list methods`.")
+    ] = "svd",
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    resume: Resume = False,
+    until: Until = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress the trained dense net of FOLDER and train it on, by default into FOLDER-METHOD."""
+    from ironrank import console, verbs
+
+    out = out or folder.with_name(f"{folder.name}-{method}")
+    with console.resumable(out):
+        result = verbs.compress(
+            folder, method, overrides or (), out=out, data=data, seed=seed, device=device, resume=resume,
+            until=until, console=console.progress(quiet),
+        )  # fmt: skip
+    console.show(result, console.outcome, as_json)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    which: Annotated[str, typer.Option("--which", metavar="best|last", help="Weights to judge.")] = "best",
+    data: Data = None,
+    n: Annotated[
+        int | None, typer.Option("--n", metavar="N", min=0, help="First test images; 0 for all.")
+    ] = None,
+    norm: Annotated[
+        str | None, typer.Option("--norm", metavar="Linf|L2", help="Norm of the attacks.")
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option("--eps", metavar="LIST", help="Radii, such as 4/255,8/255.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps of PGD.")] = 20,
+    restarts: Annotated[int, typer.Option("--restarts", metavar="N", help="Random starts of PGD.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random starts.")] = 0,
+    device: Annotated[str, typer.Option("--device", metavar="D", help="Torch device.")] = "cpu",
+    latency_runs: Annotated[
+        int, typer.Option("--latency-runs", metavar="N", min=1, help="Timed calls.")
+    ] = 200,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to write the result.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a trained net: accuracy, clean and attacked, size, speed, conditioning.
+
+    The result for the best weights is kept as FOLDER/evaluation.json, unless --out names another file.
+    """
+    from ironrank import console, verbs
+
+    result = verbs.evaluate(
+        folder, which=which, data=None if data is None else str(data), n=n, norm=norm, eps=eps, steps=steps,
+        restarts=restarts, seed=seed, device=device, latency_runs=latency_runs, out=out,
+    )  # fmt: skip
+    console.show(result, console.evaluation, as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    help="Write a trained net for other runtimes; not built yet.",
+)
+def export(folder: Folder) -> None:
+    """Say that there is no export yet.
+
+    Args:
+        folder: A run folder.
+
+    Raises:
+        IronrankError: Always.
+    """
+    raise IronrankError(
+        f"export of {folder}: not built yet; load it in Python with ironrank.artifact.load_model"
+    )
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Run folders.")],
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="The page.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="The same as text.")
+    ] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The same as data.")] = None,
+    data: Data = None,
+    title: Annotated[str, typer.Option("--title", metavar="TEXT", help="Title of the page.")] = "Comparison",
+) -> None:
+    """Compare trained nets in one report, by default report.html; those not judged yet are judged first."""
+    from ironrank import verbs
+
+    if html is markdown is as_json is None:
+        html = Path("report.html")
+    made = verbs.report(folders, html=html, markdown=markdown, json=as_json, data=data, title=title)
+    typer.echo(made.verdict)
+    for path in filter(None, (html, markdown, as_json)):
+        typer.echo(path)
+
+
+@app.command()
+def bench(
+    net: Annotated[
+        list[str] | None, typer.Option("--net", metavar="NAME", help="A net; repeat at will.")
+    ] = None,
+    nominal: Annotated[
+        list[int] | None, typer.Option("--nominal", metavar="PERCENT", help="A compression; repeat at will.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Timed rounds.")] = 15,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Images per step.")] = 128,
+    tau: Annotated[
+        float, typer.Option("--tau", metavar="TAU", help="Condition number at most 1 + tau.")
+    ] = 0.1,
+    momentum: Annotated[float, typer.Option("--momentum", metavar="MU", help="Momentum of SGD.")] = 0.45,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads of torch.")] = 2,
+    layout: Annotated[
+        str, typer.Option("--layout", metavar="NAME", help="channels_last or nchw.")
+    ] = "channels_last",
+    peak: Annotated[bool, typer.Option("--peak", help="Also measure peaks of resident memory.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="Write PATH.json and PATH.md.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure time and memory of a CondLR training step against a dense one."""
+    from ironrank import console
+    from ironrank.bench import as_markdown, main_train_step
+    from ironrank.bench.steps import SHAPES
+
+    result = main_train_step(
+        net or tuple(SHAPES), nominal or (50, 80), rounds, batch, tau, momentum, threads, layout=layout,
+        peak=peak, out=out, progress=lambda text: typer.echo(text, err=True),
+    )  # fmt: skip
+    console.show(result, as_markdown, as_json)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; by default those of the process.
+    """
+    app(args=argv, prog_name="ironrank")

@@ -1,0 +1,285 @@
+"""Runs from text: a recipe, and overrides such as ``method.tau=0.5``, applied from left to right.
+
+    mode=svd nominal=50          arguments of the recipe, by their bare name; they come first
+    epochs=2 batch_size=64       settings of the run
+    method=svd                   another member of the family; what means the same in both stays
+    objective.attack.eps=8/255   a setting of the member
+    method.ranks={"fc1": 10}     JSON where a table is needed; lists as JSON or with commas
+    start=runs/dense             an earlier run folder; ``none`` where that is allowed
+
+A run whose ``start`` is a run of its own has two stages that must agree: what does not concern ``method``,
+``epochs`` or ``start`` reaches the earlier stage too, where it has that setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ironrank.artifact import WHICH
+from ironrank.errors import IronrankError, nearest
+from ironrank.files import read_json
+from ironrank.recipes import RECIPES
+from ironrank.settings import Settings, hints_of, number, settings_in
+from ironrank.training import FAMILIES, Run, decode_run
+
+OF_ONE_STAGE = ("start", "method", "epochs")
+Pair = tuple[str, str]
+
+
+def build_run(
+    recipe: str,
+    overrides: Iterable[str] = (),
+    *,
+    data: Path | str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> Run:
+    """Build a run from a recipe.
+
+    Args:
+        recipe: Name of the recipe.
+        overrides: ``path=value``, as at the top of this file.
+        data: Folder with the data set; short for ``data.folder=...``.
+        seed: Seed; short for ``seed=...``.
+        device: Torch device; short for ``device=...``.
+
+    Returns:
+        The run.
+
+    Raises:
+        IronrankError: If the recipe or a path is unknown, or a value is not allowed.
+
+    Example:
+        >>> run = build_run("condlr/lenet5-mnist", ["nominal=50", "method.tau=0.5", "validate.eps=8/255"])
+        >>> run.method.keep, run.method.tau, round(run.validate.eps, 3)
+        (0.5, 0.5, 0.031)
+    """
+    if recipe not in RECIPES:
+        raise IronrankError(f"recipe '{recipe}': {nearest(recipe, list(RECIPES))}")
+    hints, pairs = arguments(RECIPES[recipe]), [_pair(text) for text in overrides]
+    pairs += _short(data, seed, device)
+    run = RECIPES[recipe](**{path: parse(text, hints[path], path) for path, text in pairs if path in hints})
+    return override(run, [pair for pair in pairs if pair[0] not in hints], hints)
+
+
+def compress_run(
+    folder: Path | str,
+    method: str = "svd",
+    overrides: Iterable[str] = (),
+    *,
+    data: Path | str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> Run:
+    """Build the run that compresses a trained dense net: its own, with another method and half of the epochs.
+
+    Args:
+        folder: The run folder of the dense net.
+        method: Name of the method.
+        overrides: ``path=value``, as at the top of this file.
+        data: Folder with the data set, in place of the one of that run.
+        seed: Seed, in place of the one of that run.
+        device: Torch device, in place of the one of that run.
+
+    Returns:
+        The run; it starts from the folder's weights.
+
+    Raises:
+        IronrankError: If the folder holds no trained dense net, a path is unknown, or a value is not allowed.
+    """
+    folder = Path(folder)
+    old = decode_run(read_json(folder / "run.json"))
+    if not (folder / WHICH["best"]).is_file():
+        raise IronrankError(f"{folder} holds no trained net yet: finish that run first (--resume)")
+    if read_json(folder / "layout.json").get("layers"):
+        raise IronrankError(f"{folder} holds a net that is low-rank already: start from a dense run")
+    run = dataclasses.replace(old, start=str(folder), epochs=(old.epochs + 1) // 2)
+    pairs = [("method", method), *(_pair(text) for text in overrides), *_short(data, seed, device)]
+    return override(run, pairs)
+
+
+def override(run: Run, pairs: Iterable[Pair], arguments: Iterable[str] = ()) -> Run:
+    """Apply overrides to a run, from left to right.
+
+    Args:
+        run: The run.
+        pairs: Dotted paths and texts.
+        arguments: Names that were allowed too, for error messages.
+
+    Returns:
+        The changed run.
+
+    Raises:
+        IronrankError: If a path is unknown or a value is not allowed.
+    """
+    for path, text in pairs:
+        head = path.split(".")[0]
+        if head == "recipe" or head not in hints_of(Run):
+            raise IronrankError(f"{path}: no such setting; {_help(run, head, arguments)}")
+        run = _override(run, path, text)
+    return run
+
+
+def _override(run: Run, path: str, text: str) -> Run:
+    parts = path.split(".")
+    run = _set(run, [], parts, text)
+    if isinstance(run.start, Run) and parts[0] not in OF_ONE_STAGE and _has(run.start, parts):
+        run = dataclasses.replace(run, start=_override(run.start, path, text))
+    return run
+
+
+def _set(node: Any, done: list[str], parts: list[str], text: str) -> Any:
+    # `done` leads to `node`, `parts` from there to the setting
+    head, *rest = parts
+    hints, here = hints_of(type(node)), [*done, head]
+    if head not in hints:
+        path = ".".join([*done, *parts])
+        raise IronrankError(f"{path}: {node.label()} has no such setting; {nearest(head, list(hints))}")
+    old, where = getattr(node, head), ".".join(here)
+    if not rest:
+        value = parse(text, hints[head], where, old)
+    elif isinstance(old, Settings):
+        value = _set(old, here, rest, text)
+    else:
+        raise IronrankError(f"{where}.{'.'.join(rest)}: {where} is a single value; write {where}=...")
+    return dataclasses.replace(node, **{head: value})
+
+
+def _has(node: Any, parts: list[str]) -> bool:
+    for part in parts:
+        if not isinstance(node, Settings) or part not in hints_of(type(node)):
+            return False
+        node = getattr(node, part)
+    return True
+
+
+def _help(run: Run, head: str, arguments: Iterable[str]) -> str:
+    fields = [name for name in hints_of(Run) if name != "recipe"]
+    members = [name for name in fields if isinstance(getattr(run, name), Settings) and name != "start"]
+    inside = [f"{name}.{head}" for name in members if head in hints_of(type(getattr(run, name)))]
+    if inside:
+        return f"did you mean {' or '.join(inside)}?"
+    return nearest(head, sorted({*fields, *arguments}))
+
+
+def arguments(recipe: Callable[..., Run]) -> dict[str, Any]:
+    """Return the types of a recipe's arguments, by name.
+
+    Args:
+        recipe: The function.
+
+    Returns:
+        Types by name.
+    """
+    hints = get_type_hints(recipe)
+    return {name: hints[name] for name in inspect.signature(recipe).parameters}
+
+
+def _pair(text: str) -> Pair:
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise IronrankError(f"'{text}': a path, '=' and a value are needed, such as epochs=2")
+    return path.strip(), value.strip()
+
+
+def _short(data: Path | str | None, seed: int | None, device: str | None) -> list[Pair]:
+    given = {"data.folder": data, "seed": seed, "device": device}
+    return [(path, str(value)) for path, value in given.items() if value is not None]
+
+
+def parse(text: str, hint: Any, where: str, old: Any = None) -> Any:
+    """Read a value of a declared type from text.
+
+    Args:
+        text: The text.
+        hint: The declared type: a plain type, a family such as ``Method``, a tuple, a dict, or a union.
+        where: Path of the setting, for error messages.
+        old: The value before; a new member of a family takes over what means the same in both.
+
+    Returns:
+        The value; its bounds are checked where it is used.
+
+    Raises:
+        IronrankError: If the text is no value of this type.
+
+    Example:
+        >>> parse("2/255, 8/255", tuple[float, ...], "eps")[0] * 255, parse("none", float | None, "step_size")
+        (2.0, None)
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if NoneType in kinds and text.lower() == "none":
+        return None
+    families = settings_in(hint)
+    plain = [kind for kind in kinds if kind is not NoneType and kind not in families]
+    if not plain:
+        return _member(text, families[0], where, old)
+    kind = plain[0]
+    if get_origin(kind) is tuple:
+        return tuple(parse(item, get_args(kind)[0], where) for item in _items(text, where))
+    if get_origin(kind) is dict:
+        return _json(text, dict, where, 'JSON in braces is needed, such as {"fc1": 10}')
+    read, needed = _READERS[kind]
+    try:
+        return read(text)
+    except (ValueError, OverflowError):
+        raise IronrankError(f"{where}={text!r}: {needed} is needed") from None
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (_truth, "true or false"),
+    int: (int, "a whole number"),
+    float: (number, "a number, such as 0.1 or 8/255,"),
+    str: (str, "text"),
+}
+
+
+def _items(text: str, where: str) -> list[str]:
+    if text.startswith("["):
+        items = _json(text, list, where, "a list is needed, as JSON or with commas")
+        return [item if isinstance(item, str) else json.dumps(item) for item in items]
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _json(text: str, kind: type, where: str, needed: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        raise IronrankError(f"{where}={text!r}: {needed}")
+    return value
+
+
+def _member(text: str, family: type[Settings], where: str, old: Any) -> Settings:
+    members: Mapping[str, type[Settings]] = FAMILIES[family]
+    if text not in members:
+        raise IronrankError(f"{where}={text!r}: {nearest(text, list(members))}")
+    if type(old) is members[text]:
+        return old
+    return members[text](**({} if old is None else _shared(old, members[text])))
+
+
+def _shared(old: Settings, new: type[Settings]) -> dict[str, Any]:
+    """Return the values of settings that mean the same in another member: same name, same default.
+
+    A learning rate of SGD, for example, must not become one of AdamW.
+    """
+    before = {field.name: _default(field) for field in dataclasses.fields(old)}
+    names = [f.name for f in dataclasses.fields(new) if f.name in before and before[f.name] == _default(f)]
+    return {name: getattr(old, name) for name in names}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

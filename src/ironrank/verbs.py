@@ -1,0 +1,199 @@
+"""What the verbs of the command line do, as functions: one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ironrank.audit import evaluate_folder
+from ironrank.config import build_run, compress_run, parse
+from ironrank.errors import IronrankError
+from ironrank.files import read_json, read_lines, write_json
+from ironrank.report import Report, build
+from ironrank.training import Run, decode_run, train
+
+EVALUATION, LOG = "evaluation.json", "metrics.jsonl"
+
+
+def train_recipe(
+    recipe: str,
+    overrides: Iterable[str] = (),
+    *,
+    out: Path | str,
+    data: Path | str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    until: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train a recipe.
+
+    Args:
+        recipe: Its name.
+        overrides: ``path=value``; see `ironrank.config`.
+        out: The run folder.
+        data: Folder with the data set.
+        seed: Seed of everything random.
+        device: Torch device.
+        resume: Go on from the folder's checkpoint.
+        until: Stop after this many epochs, to be resumed later.
+        console: Where progress goes; None for nowhere.
+
+    Returns:
+        What `outcome` returns.
+    """
+    run = build_run(recipe, overrides, data=data, seed=seed, device=device)
+    return _train(run, out, resume, until, console)
+
+
+def compress(
+    folder: Path | str,
+    method: str = "svd",
+    overrides: Iterable[str] = (),
+    *,
+    out: Path | str,
+    data: Path | str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    until: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Compress the trained dense net of a run folder, and train it on.
+
+    Args:
+        folder: The run folder of the dense net.
+        method: Name of the method.
+        overrides: ``path=value``; see `ironrank.config`.
+        out: The new run folder.
+        data: Folder with the data set, in place of the one of that run.
+        seed: Seed, in place of the one of that run.
+        device: Torch device, in place of the one of that run.
+        resume: Go on from the new folder's checkpoint.
+        until: Stop after this many epochs, to be resumed later.
+        console: Where progress goes; None for nowhere.
+
+    Returns:
+        What `outcome` returns.
+    """
+    run = compress_run(folder, method, overrides, data=data, seed=seed, device=device)
+    return _train(run, out, resume, until, console)
+
+
+def _train(
+    run: Run, out: Path | str, resume: bool, until: int | None, console: Console | None
+) -> dict[str, Any]:
+    check_device(run.device)
+    return outcome(train(run, out, resume=resume, until=until, console=console))
+
+
+def outcome(folder: Path | str) -> dict[str, Any]:
+    """Say what a training came to.
+
+    Args:
+        folder: Its run folder.
+
+    Returns:
+        ``folder``; ``best``, the line of metrics.jsonl of the epoch whose weights were kept, or None before
+        the first; ``epochs`` done and ``epochs_planned``.
+    """
+    folder = Path(folder)
+    epochs = [line for line in read_lines(folder / LOG) if "epoch" in line]
+    best = max(epochs, key=_score, default=None)
+    planned = decode_run(read_json(folder / "run.json")).epochs
+    return {"folder": str(folder), "best": best, "epochs": len(epochs), "epochs_planned": planned}
+
+
+def _score(line: dict[str, Any]) -> tuple[float, float, int]:
+    # the order in which training keeps weights: robust, then clean; of equals the later epoch
+    return line.get("val_robust", 0.0), line.get("val_clean", 0.0), line["epoch"]
+
+
+def evaluate(
+    folder: Path | str,
+    *,
+    eps: str | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Judge the net of a run folder.
+
+    Args:
+        folder: The run folder.
+        eps: Radii of the attacks, with commas, such as ``"4/255,8/255"``; by default that of validation.
+        device: Torch device.
+        out: Where to write the result; by default evaluation.json in the folder, for the best weights.
+        **options: Further arguments of `ironrank.audit.evaluate_folder`.
+
+    Returns:
+        What `ironrank.audit.evaluate_folder` returns.
+    """
+    check_device(device)
+    radii = None if eps is None else parse(eps, tuple[float, ...], "eps")
+    save = out is None and options.get("which", "best") == "best"
+    result = evaluate_folder(folder, eps=radii, device=device, save=save, **options)
+    if out is not None:
+        write_json(out, result)
+    return result
+
+
+def report(
+    folders: Sequence[Path],
+    *,
+    html: Path | None = None,
+    markdown: Path | None = None,
+    json: Path | None = None,
+    data: Path | str | None = None,
+    title: str = "Small, fast and hard to fool",
+) -> Report:
+    """Compare the nets of run folders in one report.
+
+    Args:
+        folders: Run folders, in the order of the table; each is judged first where it has no evaluation.json.
+        html: Where to write the page.
+        markdown: Where to write the Markdown file.
+        json: Where to write the JSON file.
+        data: Folder with the data set, for nets that are judged first.
+        title: The title of the page.
+
+    Returns:
+        The report.
+    """
+    rows = [_row(Path(folder), data) for folder in folders]
+    logs = [read_lines(Path(folder) / LOG) for folder in folders]
+    runs = [{"name": row["name"], "metrics": log} for row, log in zip(rows, logs, strict=True)]
+    made = build(rows, title=title, runs=runs)
+    for path, write in ((html, made.write_html), (markdown, made.write_markdown), (json, made.write_json)):
+        if path is not None:
+            write(path)
+    return made
+
+
+def _row(folder: Path, data: Path | str | None) -> dict[str, Any]:
+    there = folder / EVALUATION
+    row = read_json(there) if there.is_file() else evaluate(folder, data=None if data is None else str(data))
+    if not isinstance(row, dict):
+        raise IronrankError(f"{there} holds no evaluation: remove it, or evaluate {folder} again")
+    return {"name": folder.name, **row}
+
+
+def check_device(device: str) -> None:
+    """Check that torch can compute on a device.
+
+    Args:
+        device: Such as ``"cpu"`` or ``"cuda:1"``.
+
+    Raises:
+        IronrankError: If it cannot.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise IronrankError(f"device={device!r}: torch cannot compute there ({reason}); take cpu") from None

@@ -1,0 +1,205 @@
+"""What the generic tests loop over: one entry for every kind of layer, every attack and every method.
+
+A member without an entry fails `test_every_..._has_a_case`. Run as a program, this file is one of several processes that
+train together (see `test_methods`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ironrank.attacks import FGSM, PGD, Attack
+from ironrank.data import MNIST
+from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
+from ironrank.linalg import condition_number, orthonormality_error
+from ironrank.methods import SVD, UV, CondLR, Dense, Method
+from ironrank.models import LeNet5
+from ironrank.optim import SGD, Optimizer
+from ironrank.surgery import factored_layers
+from ironrank.training import Run, train
+
+# ---- layers: what a dense layer is made with, and the shape of an input
+
+
+class LayerCase(NamedTuple):
+    kind: type
+    dense: type[nn.Module]
+    arguments: tuple
+    options: dict[str, Any]
+    shape: tuple[int, ...]
+
+    def make_dense(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        torch.manual_seed(1)
+        return self.dense(*self.arguments, **self.options, dtype=dtype)
+
+    def input(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+
+
+def _linear(shape: tuple[int, ...], n: int, m: int, **options: Any) -> LayerCase:
+    return LayerCase(FactoredLinear, nn.Linear, (m, n), options, shape)
+
+
+def _conv(dims: int, size: tuple[int, ...], kernel: Any, n: int = 6, batch: int | None = 2, **options: Any) -> LayerCase:
+    kind = {1: FactoredConv1d, 2: FactoredConv2d, 3: FactoredConv3d}[dims]
+    dense = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    return LayerCase(kind, dense, (3, n, kernel), options, (*([] if batch is None else [batch]), 3, *size))
+
+
+LAYERS: dict[str, LayerCase] = {
+    "linear-wide": _linear((4, 9), 5, 9),
+    "linear-tall": _linear((4, 5), 9, 5),
+    "linear-square-no-bias": _linear((4, 6), 6, 6, bias=False),
+    "linear-one-output": _linear((4, 6), 1, 6),
+    "linear-sequence": _linear((2, 3, 9), 5, 9),
+    "linear-unbatched": _linear((9,), 5, 9),
+    "conv1d": _conv(1, (11,), 3),
+    "conv1d-strided-reflect": _conv(1, (11,), 4, stride=2, padding=3, padding_mode="reflect"),
+    "conv1d-same-dilated": _conv(1, (11,), 3, padding="same", dilation=2, bias=False),
+    "conv1d-unbatched-circular": _conv(1, (11,), 3, batch=None, padding=1, padding_mode="circular"),
+    "conv2d": _conv(2, (7, 8), 3),
+    "conv2d-strided-padded": _conv(2, (7, 8), (3, 2), stride=(2, 1), padding=(1, 2)),
+    "conv2d-same": _conv(2, (7, 8), (3, 5), padding="same"),
+    "conv2d-valid-no-bias": _conv(2, (7, 8), 3, padding="valid", bias=False),
+    "conv2d-same-reflect": _conv(2, (7, 8), (3, 5), padding="same", padding_mode="reflect"),
+    "conv2d-circular": _conv(2, (7, 8), 3, padding=(1, 2), padding_mode="circular"),
+    "conv2d-replicate-strided": _conv(2, (7, 8), 3, stride=2, padding=1, padding_mode="replicate"),
+    "conv2d-valid-reflect": _conv(2, (7, 8), 3, padding="valid", padding_mode="reflect"),
+    "conv2d-dilated": _conv(2, (9, 8), 3, dilation=(2, 3), padding=2),
+    "conv2d-pointwise": _conv(2, (4, 4), 1, n=5),
+    "conv2d-unbatched": _conv(2, (7, 8), 3, batch=None, padding=1, padding_mode="replicate"),
+    "conv2d-many-filters": _conv(2, (7, 8), 2, n=40),
+    "conv3d": _conv(3, (4, 5, 6), 2),
+    "conv3d-strided-dilated": _conv(3, (5, 6, 7), (2, 3, 2), stride=(1, 2, 1), dilation=(2, 1, 1), padding=1),
+    "conv3d-same-circular": _conv(3, (4, 5, 6), 3, padding="same", padding_mode="circular", bias=False),
+}
+
+# ---- attacks: small enough to validate with
+
+ATTACK_CASES: dict[str, Attack] = {
+    "fgsm": FGSM(eps=0.1),
+    "pgd": PGD(eps=0.1, steps=2, restarts=2),
+}
+
+# ---- methods: at full rank, at low rank, and what each claims to hold after every step
+
+
+class MethodCase(NamedTuple):
+    full: Method
+    low: Method
+    holds: Callable[[nn.Module, Any], None]
+    moves_at_init: bool = False  # whether `init` may change the function, to enter the constraint set
+
+
+def holds_nothing(model: nn.Module, method: Any) -> None:
+    """Dense: no layer is factored."""
+    assert not factored_layers(model)
+
+
+def holds_rank(model: nn.Module, method: Any) -> None:
+    """Two free factors: the rank stays."""
+    layers = factored_layers(model)
+    assert layers
+    assert all(layer.S is None for _, layer in layers)
+    for _, layer in layers:
+        s = torch.linalg.svdvals(layer.matrix().detach().double())
+        assert (s[layer.rank :] < 1e-5 * s[0]).all()
+
+
+def holds_band(model: nn.Module, method: Any) -> None:
+    """CondLR: orthonormal bases, and ``cond <= 1 + tau`` of core and weight."""
+    layers = factored_layers(model)
+    assert layers
+    for name, layer in layers:
+        assert orthonormality_error(layer.U.detach()) <= 1e-5
+        assert orthonormality_error(layer.V.detach()) <= 1e-5
+        assert condition_number(layer.S.detach()) <= 1 + method.tau_of(name) + 1e-5
+        assert condition_number(layer.matrix().detach(), layer.rank) <= 1 + method.tau_of(name) + 1e-5
+
+
+_ALL = {"keep": 1.0, "first": "full-rank", "last": "full-rank"}
+
+METHOD_CASES: dict[str, MethodCase] = {
+    "dense": MethodCase(Dense(), Dense(), holds_nothing),
+    "svd": MethodCase(SVD(**_ALL), SVD(keep=0.5), holds_rank),
+    "uv": MethodCase(UV(**_ALL), UV(keep=0.5), holds_rank),
+    "condlr": MethodCase(CondLR(**_ALL), CondLR(keep=0.5), holds_band, moves_at_init=True),
+}
+
+# ---- a problem that every method can learn in a moment
+
+
+def small_net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """A net of one convolution and two linear layers for 1 x 6 x 6 images and 3 classes."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(64, 10), nn.LeakyReLU(0.1), nn.Linear(10, 3)]
+    return nn.Sequential(*layers).to(dtype)
+
+
+def small_batch(dtype: torch.dtype = torch.float32, n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose class is the direction in which they are brightest."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn((n, 1, 6, 6), generator=generator, dtype=dtype)
+    return x, (x.flatten(1) @ torch.randn((36, 3), generator=generator, dtype=dtype)).argmax(1)
+
+
+@dataclass
+class Fit:
+    """A method at work on the small problem, without the training loop."""
+
+    method: Method
+    optimizer: Optimizer
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.x, self.y = small_batch(self.dtype)
+        self.model = self.method.prepare(small_net(self.dtype))
+        self.built = self.optimizer.build(self.method.groups(self.model))
+        self.state = self.method.init(self.model)
+        self.t = 0
+
+    def backward(self) -> torch.Tensor:
+        self.built.zero_grad()
+        loss = nn.functional.cross_entropy(self.model(self.x), self.y) + self.method.penalty(self.model, self.state)
+        loss.backward()
+        return loss.detach()
+
+    def step(self) -> float:
+        loss = self.method.step(self.model, self.built, self.state, self.backward, self.t)
+        self.t += 1
+        return loss.item()
+
+
+# ---- a whole run, in a fraction of a second
+
+
+def tiny_run(folder: str, **change: Any) -> Run:
+    """LeNet5 at a tenth of its width on the small MNIST folder: 2 epochs of 3 or 4 steps."""
+    whole = {
+        "data": MNIST(folder=folder, validation=0.25), "model": LeNet5(width=0.1), "optimizer": SGD(lr=0.1, momentum=0.3),
+        "epochs": 2, "batch_size": 15, "validate": FGSM(eps=0.05), "log_every": 2,
+    }  # fmt: skip
+    return Run(**(whole | change))
+
+
+def join_and_train(rank: int, world: int, meeting: str, folder: str, out: str) -> None:
+    """Train with every method, as one of several processes."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    for name, case in METHOD_CASES.items():
+        train(tiny_run(folder, method=case.low), Path(out) / name, resume=True)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    join_and_train(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
