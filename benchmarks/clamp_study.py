@@ -1,10 +1,10 @@
-"""What conditioning costs in clean accuracy, and what it takes to pay less: LeNet5 on the embedded Fashion-MNIST images.
+"""What conditioning costs in clean accuracy, and what it takes to pay less: LeNet5, embedded Fashion-MNIST.
 
     python benchmarks/clamp_study.py --out runs/clamp-study --seeds 2 --jobs 2
 
 Nominal compression 80, clean training, 9,000 training images, 30 epochs (2,130 steps) unless a row says otherwise; one
-thing is changed at a time. Judged is the last epoch: clean accuracy on all 2,000 embedded test images, PGD-20 on the first
-`--n`, white-box.
+thing is changed at a time. Judged is the last epoch: clean accuracy on all 2,000 embedded test images,
+PGD-20 on the first `--n`, white-box.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from grid import Cell, parser, run_all
-
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.audit import accuracy, evaluate
@@ -72,15 +71,18 @@ def judge(folder: Path, run: Run, n: int) -> dict[str, Any]:
 
 
 def markdown(options: argparse.Namespace) -> str:
-    lines = [f"LeNet5, nominal 80, embedded Fashion-MNIST; clean on 2,000 test images, PGD-20 on the first {options.n}; "
-             "mean over seeds (their range).", "",
+    lines = ["LeNet5, nominal 80, embedded Fashion-MNIST; clean on 2,000 test images, PGD-20 on the first "
+             f"{options.n}; mean over seeds (their range).", "",
              "| what is changed | seeds | clean % | PGD 0.01 % | PGD 0.03 % | PGD 0.06 % | largest cond |",
              "| --- |" + " ---: |" * 6]  # fmt: skip
     for index, name in enumerate(VARIANTS):
         paths = [options.out / f"v{index:02d}_s{seed}" / "judged.json" for seed in range(options.seeds)]
         runs = [read_json(path) for path in paths if path.is_file()]
         if runs:
-            cols = [[run["clean"] for run in runs], *([run["pgd"][e] for run in runs] for e in ("0.01", "0.03", "0.06"))]
+            cols = [
+                [run["clean"] for run in runs],
+                *([run["pgd"][e] for run in runs] for e in ("0.01", "0.03", "0.06")),
+            ]
             cond = max((run["max_cond"] or float("inf")) for run in runs)
             lines.append(f"| {name} | {len(runs)} | " + " | ".join(map(_span, cols)) + f" | {cond:.4g} |")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,9 @@ Cell = tuple[str, Run]
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--out", type=Path, default=Path(out))
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--n", type=int, default=1000, help="test images that are attacked")
@@ -32,7 +34,9 @@ def parser(description: str, out: str) -> argparse.ArgumentParser:
     return made
 
 
-def run_all(options: argparse.Namespace, cells: Iterable[Cell], judge: Callable[[Path, Run, int], dict[str, Any]]) -> None:
+def run_all(
+    options: argparse.Namespace, cells: Iterable[Cell], judge: Callable[[Path, Run, int], dict[str, Any]]
+) -> None:
     """Train and judge all cells; in a worker, those that are free."""
     if options.worker:
         torch.set_num_threads(1)
@@ -44,7 +48,7 @@ def run_all(options: argparse.Namespace, cells: Iterable[Cell], judge: Callable[
     command = [sys.executable, *sys.argv, "--worker"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     workers = [subprocess.Popen(command, env=environment) for _ in range(options.jobs)]
-    if any([worker.wait() for worker in workers]):
+    if sum(worker.wait() for worker in workers):
         sys.exit(1)
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/lenet5_mnist.py --data DIR --out runs/lenet5-mnist --seeds 3 --epochs 20 --jobs 2
 
-trains what is not trained yet (a run that was stopped goes on), judges every net, and writes `table.json` and `table.md`
-into the folder. Each job uses one thread. Judged is the last epoch, as trained; clean accuracy on all 10,000 test images,
-attacks on the first `--n` of them, white-box, on the gradients of the net that is judged.
+trains what is not trained yet (a run that was stopped goes on), judges every net, and writes `table.json`
+and `table.md`
+into the folder. Each job uses one thread. Judged is the last epoch, as trained; clean accuracy on all 10,000
+test images, attacks on the first `--n` of them, white-box, on the gradients of the net that is judged.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from grid import Cell, parser, run_all
 
+from grid import Cell, parser, run_all
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.audit import accuracy, withstood
@@ -30,7 +31,19 @@ from ironrank.training import Run
 
 SMALL = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06)  # the published range
 LARGE = (0.1, 0.2, 0.3)  # on to chance
-ROWS = ["dense", "svd50", "uv50", "c50_t0.0", "c50_t0.1", "c50_t0.5", "svd80", "uv80", "c80_t0.0", "c80_t0.1", "c80_t0.5"]
+ROWS = [
+    "dense",
+    "svd50",
+    "uv50",
+    "c50_t0.0",
+    "c50_t0.1",
+    "c50_t0.5",
+    "svd80",
+    "uv80",
+    "c80_t0.0",
+    "c80_t0.1",
+    "c80_t0.5",
+]
 LABELS = {"dense": "dense", "svd": "SVD, fine-tuned", "uv": "UV"}
 
 
@@ -70,7 +83,9 @@ def judge(folder: Path, run: Run, n: int) -> dict:
     result["layers"] = [{k: v for k, v in layer.items() if k != "singular_values"} for layer in layers]
     result["cond"] = max(layer["cond"] for layer in layers)
     result["logged_cond"] = max((line["max_cond"] for line in lines if "max_cond" in line), default=None)
-    result["logged_orthonormality"] = max((line["orthonormality"] for line in lines if "orthonormality" in line), default=None)
+    result["logged_orthonormality"] = max(
+        (line["orthonormality"] for line in lines if "orthonormality" in line), default=None
+    )
     result["logged_steps"] = sum("max_cond" in line for line in lines)
     result["params"] = sum(p.numel() for p in net.parameters())
     result["stored"] = sum(p.numel() for p in model.parameters())
@@ -107,31 +122,44 @@ def spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
 
 
 def markdown(result: dict) -> str:
-    eps = [str(e) for e in SMALL]
-    lines = [f"Mean ± standard deviation over seeds; {result['epochs']} epochs; clean accuracy in % on 10,000 test images, "
-             f"attacks in % on the first {result['n']} (500 at eps 0.1 and above).", ""]  # fmt: skip
-    for kind, radii, title in (("fgsm", eps, "FGSM"), ("pgd", eps, "PGD-20"), ("pgd", [str(e) for e in LARGE], "PGD-20, on to chance")):
-        head = ["net", "seeds", "clean", *(f"eps {e}" for e in radii)]
-        head += ["worst of 3 at 0.06"] if kind == "pgd" and radii == eps else []
-        lines += [f"**{title}**", "", "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-        for row in result["rows"]:
-            runs = row["runs"]
-            cells_ = [row["label"], str(row["seeds"]), spread([r["clean"] for r in runs])]
-            cells_ += [spread([r[kind][e] for r in runs], digits=1) for e in radii]
-            if len(head) > len(cells_):
-                cells_.append(spread([r["worst"]["0.06"] for r in runs], digits=1))
-            lines.append("| " + " | ".join(cells_) + " |")
-        lines.append("")
-    head = ["net", "deployed parameters", "stored parameters", "largest condition number", "largest cond logged", "worst orthonormality error logged"]
-    lines += ["**Size and conditioning** (largest over layers, logged steps and seeds)", "", "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * 5]
+    intro = f"Mean ± standard deviation over seeds; {result['epochs']} epochs; clean accuracy in % on 10,000 "
+    intro += f"test images, attacks in % on the first {result['n']} (500 at eps 0.1 and above)."
+    small, large = [str(e) for e in SMALL], [str(e) for e in LARGE]
+    parts = [intro, attacked(result, "FGSM", "fgsm", small), attacked(result, "PGD-20", "pgd", small)]
+    parts += [attacked(result, "PGD-20, on to chance", "pgd", large), conditioning(result)]
+    return "\n\n".join(parts) + "\n"
+
+
+def attacked(result: dict, title: str, kind: str, radii: list[str]) -> str:
+    last = ["worst of 3 at 0.06"] if (kind, radii[-1]) == ("pgd", "0.06") else []
+    lines = head(title, ["net", "seeds", "clean", *(f"eps {e}" for e in radii), *last])
+    for row in result["rows"]:
+        runs = row["runs"]
+        values = [row["label"], str(row["seeds"]), spread([r["clean"] for r in runs])]
+        values += [spread([r[kind][e] for r in runs], digits=1) for e in radii]
+        values += [spread([r["worst"]["0.06"] for r in runs], digits=1) for _ in last]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def conditioning(result: dict) -> str:
+    columns = ["net", "deployed parameters", "stored parameters", "largest cond at the end"]
+    columns += ["largest cond logged", "worst orthonormality error logged"]
+    lines = head("Size and conditioning (largest over layers, logged steps and seeds)", columns)
     for row in result["rows"]:
         runs = row["runs"]
         cond = max(math.inf if r["cond"] is None else r["cond"] for r in runs)
         logged = [r["logged_cond"] for r in runs if r["logged_cond"] is not None]
         error = [r["logged_orthonormality"] for r in runs if r["logged_orthonormality"] is not None]
-        lines.append(f"| {row['label']} | {runs[0]['params']:,} | {runs[0]['stored']:,} | {cond:.6g} | "
-                     f"{f'{max(logged):.7g}' if logged else '-'} | {f'{max(error):.1e}' if error else '-'} |")  # fmt: skip
-    return "\n".join(lines) + "\n"
+        values = [row["label"], f"{runs[0]['params']:,}", f"{runs[0]['stored']:,}", f"{cond:.6g}"]
+        values += [f"{max(logged):.7g}" if logged else "-", f"{max(error):.1e}" if error else "-"]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def head(title: str, columns: list[str]) -> list[str]:
+    rule = "| --- |" + " ---: |" * (len(columns) - 1)
+    return [f"**{title}**", "", "| " + " | ".join(columns) + " |", rule]
 
 
 def main() -> None:

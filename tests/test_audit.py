@@ -54,7 +54,9 @@ def test_what_is_wrong_already_never_counts_as_robust() -> None:
 
 
 def test_evaluation_leaves_the_model_alone() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2)).train()
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2)
+    ).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     evaluate(net, bright_or_dark(8), [PGD(eps=0.1, steps=2)], latency_runs=2)
     assert all(module.training for module in net.modules())
@@ -63,17 +65,19 @@ def test_evaluation_leaves_the_model_alone() -> None:
 
 
 def small_net() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 10), nn.Linear(10, 2))
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 10), nn.Linear(10, 2)
+    )
 
 
 def test_counts_by_hand() -> None:
     torch.manual_seed(0)
     net = factorize(small_net(), ranks={"0": 2, "3": 3, "4": 2})
     found = evaluate(net, bright_or_dark(8), [FGSM(eps=0.1)], latency_runs=2)
-    # conv 6 x 9 at rank 2, 4 pixels; linear 10 x 24 at rank 3; linear 2 x 10 at full rank 2 (dense is smaller: 20 <= 24)
-    dense, stored = 54 + 6 + 240 + 10 + 20 + 2, 2 * 15 + 4 + 6 + 3 * 34 + 9 + 10 + 2 * 12 + 4 + 2
-    deployed = 2 * 15 + 6 + 3 * 34 + 10 + 20 + 2
-    assert (found["params_dense"], found["params_stored"], found["params_deployed"]) == (dense, stored, deployed)
+    # conv 6 x 9 at rank 2, 4 pixels; linear 10 x 24 at rank 3; linear 2 x 10 at full rank 2, smaller dense: 20 <= 24
+    assert found["params_dense"] == 54 + 6 + 240 + 10 + 20 + 2
+    assert found["params_stored"] == 2 * 15 + 4 + 6 + 3 * 34 + 9 + 10 + 2 * 12 + 4 + 2
+    assert found["params_deployed"] == 2 * 15 + 6 + 3 * 34 + 10 + 20 + 2
     assert found["macs_dense"] == 4 * 54 + 240 + 20
     assert found["macs"] == 4 * 2 * 15 + 3 * 34 + 20
 
@@ -87,7 +91,9 @@ def test_bytes_are_those_of_the_deployed_file() -> None:
 
 def test_the_curve_falls_to_nothing_and_rows_say_what_was_done() -> None:
     radii = (0.0, 0.2, 0.3, 1.0)
-    found = evaluate(threshold(), bright_or_dark(), [PGD(eps=0.2)], curve=[PGD(eps=eps) for eps in radii], latency_runs=2)
+    found = evaluate(
+        threshold(), bright_or_dark(), [PGD(eps=0.2)], curve=[PGD(eps=eps) for eps in radii], latency_runs=2
+    )
     assert [point["accuracy"] for point in found["curve"]] == [1.0, 1.0, 0.0, 0.0]
     assert found["robust"][0] == {"attack": "PGD-20 Linf", "norm": "Linf", "eps": 0.2, "steps": 20, "restarts": 1,
                                   "accuracy": 1.0, "n": 40}  # fmt: skip
@@ -98,14 +104,18 @@ def test_layer_description_of_each_form() -> None:
     dense = nn.Linear(3, 3, bias=False)
     dense.weight.data = torch.diag(torch.tensor([4.0, 2.0, 1.0]))
     found = describe_layer("dense", dense)
-    assert found["cond"] == pytest.approx(4.0) and found["orthonormality_error"] is None and found["rank"] == 3
+    assert (
+        found["cond"] == pytest.approx(4.0) and found["orthonormality_error"] is None and found["rank"] == 3
+    )
 
     plain = FactoredLinear(3, 3, rank=2, core=False)
     plain.set_factors(UV(torch.eye(3)[:, :2] * 4, torch.eye(3)[:, :2] * torch.tensor([1.0, 0.5])))
     assert describe_layer("uv", plain)["cond"] == pytest.approx(2.0)
 
     layer = FactoredConv2d(1, 3, 2, rank=2)
-    layer.set_factors(USV(torch.eye(3)[:, :2], torch.diag(torch.tensor([3.0, 2.0])), torch.eye(4)[:, :2] * 1.001))
+    layer.set_factors(
+        USV(torch.eye(3)[:, :2], torch.diag(torch.tensor([3.0, 2.0])), torch.eye(4)[:, :2] * 1.001)
+    )
     found = describe_layer("usv", layer)
     assert found["cond"] == pytest.approx(1.5) and found["shape"] == [3, 1, 2, 2]
     assert found["orthonormality_error"] == pytest.approx(1.001**2 - 1, rel=1e-3)

@@ -13,13 +13,23 @@ def test_demo_trains_judges_and_reports(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == ["dense", "SVD, fine-tuned", "CondLR, tau 0.1"]
     dense, svd, condlr = rows.values()
-    assert condlr["params_deployed"] == svd["params_deployed"] < dense["params_deployed"] == condlr["params_dense"]
+    assert (
+        condlr["params_deployed"]
+        == svd["params_deployed"]
+        < dense["params_deployed"]
+        == condlr["params_dense"]
+    )
     assert condlr["macs"] == svd["macs"] < dense["macs"]
-    assert all(layer["cond"] <= 1.1 + 1e-5 and layer["orthonormality_error"] <= 1e-5 for layer in condlr["layers"])
+    assert all(
+        layer["cond"] <= 1.1 + 1e-5 and layer["orthonormality_error"] <= 1e-5 for layer in condlr["layers"]
+    )
     for row in rows.values():
         assert row["robust"][-1]["attack"] == "PGD-4 Linf" and row["robust"][-1]["eps"] == 0.1
         assert row["robust"][-1]["accuracy"] <= row["clean"]
-        assert row["curve"][0]["accuracy"] == row["clean"] and row["curve"][-1]["accuracy"] <= row["curve"][0]["accuracy"]
+        assert (
+            row["curve"][0]["accuracy"] == row["clean"]
+            and row["curve"][-1]["accuracy"] <= row["curve"][0]["accuracy"]
+        )
         assert row["form_gap"] < 1e-4
     page = Path(result["report"]).read_text(encoding="utf-8")
     assert all(name in page for name in rows) and page.count("<svg") >= 3

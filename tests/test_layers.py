@@ -43,7 +43,8 @@ def low(case: LayerCase) -> int:
 
 
 def same(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype = torch.float64) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE[dtype] * max(1, float(b.abs().max())))
+    a, b = a.detach(), b.detach()
+    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE[dtype] * max(1.0, b.abs().max().item()))
 
 
 def test_every_kind_of_layer_has_a_case():
@@ -144,18 +145,15 @@ def test_the_state_dict_holds_the_factors_and_travels(case, core):
 @each
 @cores
 def test_a_fresh_layer_is_drawn_like_the_dense_one(case, core):
-    torch.manual_seed(5)
-    dense = case.dense(*case.arguments, **case.options)
-    torch.manual_seed(5)
-    layer = case.kind.like(dense, dense.weight[0].numel() if dense.weight.dim() < 1 else 1, core)
-    full = case.kind.like(dense, layer.full_rank, core).train(False)
+    dense = case.make_dense()
+    layer = case.kind.like(dense, min(dense.weight.shape[0], dense.weight[0].numel()), core)
     bound = dense.weight[0].numel() ** -0.5
-    assert full.dense().abs().max() <= bound * (1 + 1e-4) and full.dense().std() > bound / 4
+    assert layer.dense().abs().max() <= bound * (1 + 1e-4) and layer.dense().std() > bound / 8
     assert layer.bias is None or layer.bias.abs().max() <= bound
     if core:
-        assert orthonormality_error(full.U.detach()) < 1e-5 and orthonormality_error(full.V.detach()) < 1e-5
+        assert orthonormality_error(layer.U.detach()) < 1e-5 and orthonormality_error(layer.V.detach()) < 1e-5
     else:
-        assert same((full.U.mT @ full.U).detach(), (full.V.mT @ full.V).detach(), torch.float32), "shared evenly"
+        assert same(layer.U.mT @ layer.U, layer.V.mT @ layer.V, torch.float32), "shared evenly"
 
 
 @some
@@ -272,9 +270,11 @@ def test_layers_run_in_bfloat16_and_channels_last(case, core):
     y.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
     if x.dim() == 4 and case.kind is FactoredConv2d:
-        moved = copy.deepcopy(layer).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        last = {"memory_format": torch.channels_last}
+        moved = copy.deepcopy(layer).to(**last)(x.to(**last))
         assert same(moved, layer(x), torch.float32)
-        assert moved.is_contiguous(memory_format=torch.channels_last)
+        if layer.padding_mode != "circular":  # torch pads this one contiguously
+            assert moved.is_contiguous(**last)
 
 
 def test_a_layer_can_be_made_on_no_device():

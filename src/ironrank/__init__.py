@@ -1,10 +1,10 @@
 """ironrank: neural networks that are small, fast and hard to fool.
 
-    factorize, plan, deploy        make layers of any module low-rank, in place; plain layers for deployment
-    CondLR, SVD, UV, Dense         methods: in the training of this package, or attached to your own loop
-    train, Run                     the one training loop and its configuration
-    evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
-    load_model, save               models as JSON and safetensors, rebuilt without the method that made them
+factorize, plan, deploy        make layers of any module low-rank, in place; plain layers for deployment
+CondLR, SVD, UV, Dense         methods: in the training of this package, or attached to your own loop
+train, Run                     the one training loop and its configuration
+evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
+load_model, save               models as JSON and safetensors, rebuilt without the method that made them
 """
 
 __version__ = "0.1.0"

@@ -2,8 +2,8 @@
 
     run.json                   the exact configuration
     layout.json                architecture, and which layers hold factors of which rank
-    model.safetensors          the weights that were best by robust validation accuracy (the layout is in its header too)
-    last.safetensors           the weights of the last epoch
+    model.safetensors          the weights that were best by robust validation accuracy (the layout is in its
+    header too) last.safetensors           the weights of the last epoch
     checkpoint.safetensors     what `--resume` needs: weights, optimizer, method state, progress
     metrics.jsonl              one line for every logged step
 
@@ -69,13 +69,17 @@ def build(layout: Layout) -> nn.Module:
         IronrankError: If the layout names no architecture: it belongs to a module of the user's own.
     """
     if not layout.get("model") or not layout.get("spec"):
-        raise IronrankError("the layout names no architecture: pass the dense model, load_model(folder, model=...)")
+        raise IronrankError(
+            "the layout names no architecture: pass the dense model, load_model(folder, model=...)"
+        )
     shape, classes, mean, std = layout["spec"]
     spec = DataSpec(tuple(shape), classes, tuple(mean), tuple(std))
     return decode(Model, layout["model"], {Model: MODELS}, "model").build(spec)
 
 
-def restore(model: nn.Module, layout: Layout, tensors: dict[str, Tensor], where: str = "the file") -> nn.Module:
+def restore(
+    model: nn.Module, layout: Layout, tensors: dict[str, Tensor], where: str = "the file"
+) -> nn.Module:
     """Give a dense model the structure of a layout and load the weights.
 
     Args:

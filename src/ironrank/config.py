@@ -97,7 +97,10 @@ def compress_run(
     old = decode_run(read_json(folder / "run.json"))
     if not (folder / WHICH["best"]).is_file():
         raise IronrankError(f"{folder} holds no trained net yet: finish that run first (--resume)")
-    if read_json(folder / "layout.json").get("layers"):
+    layout = read_json(folder / "layout.json")
+    if not isinstance(layout, dict):
+        raise IronrankError(f"{folder / 'layout.json'} is damaged: no layout; restore it or train again")
+    if layout.get("layers"):
         raise IronrankError(f"{folder} holds a net that is low-rank already: start from a dense run")
     run = dataclasses.replace(old, start=str(folder), epochs=(old.epochs + 1) // 2)
     pairs = [("method", method), *(_pair(text) for text in overrides), *_short(data, seed, device)]

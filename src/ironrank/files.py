@@ -46,7 +46,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda temporary: _write(temporary, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -127,7 +131,9 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
             names = list(opened.keys())
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError, torch.AcceleratorError) as error:
-        raise IronrankError(f"{path} is damaged or no safetensors file ({error}); restore it or train again") from None
+        raise IronrankError(
+            f"{path} is damaged or no safetensors file ({error}); restore it or train again"
+        ) from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

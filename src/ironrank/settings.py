@@ -226,7 +226,9 @@ def decode(hint: Any, value: Any, families: Families, where: str = "") -> Any:
     family = families.get(members[0], {members[0].name: members[0]})
     name = value.get("name", members[0].name)
     if name not in family:
-        raise IronrankError(f"{where or members[0].__name__.lower()}={name!r}: {nearest(str(name), list(family))}")
+        raise IronrankError(
+            f"{where or members[0].__name__.lower()}={name!r}: {nearest(str(name), list(family))}"
+        )
     hints = hints_of(family[name])
     given = {key: item for key, item in value.items() if key != "name" or "name" in hints}
     for key in given:

@@ -1,8 +1,8 @@
 """Surgery: replace layers of any `nn.Module` in place, by type and full name, and say what was done.
 
-    plan        which layers would become low-rank, at which rank, and why others stay
-    factorize   do it; the model computes nearly the same function (the same at full rank)
-    deploy      a copy made of plain torch layers only, each factored layer in its smaller form
+plan        which layers would become low-rank, at which rank, and why others stay
+factorize   do it; the model computes nearly the same function (the same at full rank)
+deploy      a copy made of plain torch layers only, each factored layer in its smaller form
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ironrank.errors import IronrankError, nearest
 from ironrank.layers import FACTORED, Factored
@@ -66,7 +66,9 @@ class Plan:
         body = [(r.name, r.kind, "x".join(map(str, r.shape)), "-" if r.rank is None else str(r.rank),
                  str(r.full_rank), r.reason) for r in self.rows]  # fmt: skip
         widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
+        ]
         return "\n".join(lines)
 
 
@@ -105,8 +107,8 @@ def plan(
             raise IronrankError(f"no layer matches '{pattern}': {nearest(pattern, names)}")
     untouchable, rows = _untouchable(model), []
     for name, layer in _candidates(model):
-        shape = tuple(layer.weight.shape)  # type: ignore[arg-type, union-attr]
-        full = min(shape[0], layer.weight[0].numel())  # type: ignore[union-attr, index, operator]
+        shape = tuple(layer.weight.shape)
+        full = min(shape[0], layer.weight[0].numel())
         reason = untouchable.get(name, "") or _left_out(name, layer, include, exclude)
         rank = None if reason else _rank_of(name, full, keep, ranks, round_to)
         rows.append(Row(name, type(layer).__name__, shape, full, rank, reason))
@@ -197,8 +199,17 @@ def factored_layers(model: nn.Module) -> list[tuple[str, Factored]]:
 
 def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return all linear and convolution layers, dense or factored, with their full names."""
-    kinds = (Factored, *FACTORED)
+    kinds: tuple[type[nn.Module], ...] = (Factored, *FACTORED)
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+
+
+def weight_matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the weight of every linear and convolution layer as a detached matrix (n, m), with full names."""
+    found = []
+    for name, layer in weighted_layers(model):
+        weight: Any = layer.matrix() if isinstance(layer, Factored) else layer.weight
+        found.append((name, weight.detach().flatten(1)))
+    return found
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -213,7 +224,7 @@ def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, layer)
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _candidates(model: nn.Module) -> Iterator[tuple[str, Any]]:
     # each name of a shared module counts, so that sharing is seen
     for name, layer in model.named_modules(remove_duplicate=False):
         if name and isinstance(layer, tuple(FACTORED)):
@@ -264,23 +275,28 @@ def _reads_weight(model: nn.Module, name: str) -> str:
     """Return the class of an enclosing module whose code reads ``.weight`` or ``.bias`` of the layer, or nothing."""
     parts = name.split(".")
     for depth in range(len(parts)):
-        owner = model.get_submodule(".".join(parts[:depth]))
+        owner: Any = model.get_submodule(".".join(parts[:depth]))
         if type(owner).__module__.startswith("torch.nn.modules.container"):
             continue
-        path = "".join(r"(?:\[[^\]]*\]|\.\w+)" if part.isdigit() else rf"\.{re.escape(part)}" for part in parts[depth:])
+        path = "".join(
+            r"(?:\[[^\]]*\]|\.\w+)" if part.isdigit() else rf"\.{re.escape(part)}" for part in parts[depth:]
+        )
         if re.search(rf"\bself{path}\.(weight|bias)\b", _forward_source(type(owner))):
             return type(owner).__name__
     return ""
 
 
 @functools.cache
-def _forward_source(kind: type) -> str:
+def _forward_source(kind: Any) -> str:
     """Return the source of all methods of a class but its construction, empty where there is none to read."""
     if kind is nn.Module:
         return ""
     texts = []
     for name, member in inspect.getmembers(kind, inspect.isfunction):
-        if name.startswith(("__", "reset", "_reset", "init", "_init")) or member.__module__ == "torch.nn.modules.module":
+        if (
+            name.startswith(("__", "reset", "_reset", "init", "_init"))
+            or member.__module__ == "torch.nn.modules.module"
+        ):
             continue
         try:
             texts.append(inspect.getsource(member))

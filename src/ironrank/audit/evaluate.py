@@ -1,8 +1,8 @@
 """One honest row: accuracy, robustness, size, cost, latency and conditioning of one net.
 
 The net is judged in its deployed form (each factored layer as two thin layers, or one dense where that is smaller); the
-gap between that form and the trained one is measured and stated. Attacks are white-box, on the gradients of the very net
-that is judged.
+gap between that form and the trained one is measured and stated. Attacks are white-box, on the gradients of
+the very net that is judged.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def evaluate(
         weights as a safetensors file, MACs are multiply-adds of one image.
     """
     judged, device = deploy(model).eval(), images.x.device
-    robust = [_described(a) | {"accuracy": robust_accuracy(judged, images, a, seed), "n": len(images)} for a in attacks]
+    robust = [
+        _described(a) | {"accuracy": robust_accuracy(judged, images, a, seed), "n": len(images)}
+        for a in attacks
+    ]
     points = [{"eps": a.eps, "accuracy": robust_accuracy(judged, images, a, seed)} for a in curve]
     one = images.first(1).pixels(torch.tensor([0]))
     layers = [describe_layer(name, layer) for name, layer in weighted_layers(model)]
@@ -80,7 +83,11 @@ def evaluate(
         "n": len(images),
         "seed": seed,
         "device": str(device),
-        "versions": {"ironrank": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "ironrank": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 
@@ -160,18 +167,27 @@ def describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
         ``name``, ``kind``, ``shape``, ``rank``, ``full_rank``, ``cond``, ``orthonormality_error`` (None without
         orthonormal bases), ``singular_values`` (the first ``rank`` ones, largest first).
     """
-    factored = isinstance(layer, Factored)
-    matrix = layer.matrix().detach() if factored else layer.weight.detach().flatten(1)  # type: ignore[union-attr, operator]
-    rank, full = (layer.rank if factored else min(matrix.shape)), min(matrix.shape)  # type: ignore[assignment]
     error = None
-    if factored and layer.S is not None:  # type: ignore[union-attr]
-        error = max(orthonormality_error(basis.detach()).item() for basis in (layer.U, layer.V))  # type: ignore[union-attr, arg-type]
-        core = layer.S.detach()  # type: ignore[union-attr, operator]
-        values, cond = singular_values(core), condition_number(core)
+    if isinstance(layer, Factored):
+        matrix, rank, shape = layer.matrix().detach(), layer.rank, layer.weight_shape
     else:
-        values, cond = singular_values(matrix)[:rank], condition_number(matrix, rank)  # type: ignore[misc]
-    return {"name": name, "kind": type(layer).__name__, "shape": _shape(layer), "rank": rank, "full_rank": full,
-            "cond": cond.item(), "orthonormality_error": error, "singular_values": values.tolist()}  # fmt: skip
+        weight: Any = layer.weight
+        matrix, rank, shape = weight.detach().flatten(1), min(weight.flatten(1).shape), tuple(weight.shape)
+    if isinstance(layer, Factored) and layer.S is not None:
+        error = max(orthonormality_error(basis.detach()).item() for basis in (layer.U, layer.V))
+        values, cond = singular_values(layer.S.detach()), condition_number(layer.S.detach())
+    else:
+        values, cond = singular_values(matrix)[:rank], condition_number(matrix, rank)
+    return {
+        "name": name,
+        "kind": type(layer).__name__,
+        "shape": list(shape),
+        "rank": rank,
+        "full_rank": min(matrix.shape),
+        "cond": cond.item(),
+        "orthonormality_error": error,
+        "singular_values": values.tolist(),
+    }
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
@@ -204,10 +220,6 @@ def _size(model: nn.Module, judged: nn.Module, x: Tensor) -> dict[str, int]:
 
 def _params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _shape(layer: nn.Module) -> list[int]:
-    return list(layer.weight_shape if isinstance(layer, Factored) else layer.weight.shape)  # type: ignore[union-attr, arg-type]
 
 
 @torch.no_grad()

@@ -14,4 +14,12 @@ FACTORED: dict[type[nn.Module], type[Factored]] = {
     nn.Conv3d: FactoredConv3d,
 }
 
-__all__ = ["FactoredLinear", "FactoredConv1d", "FactoredConv2d", "FactoredConv3d", "Factored", "Cost", "FACTORED"]
+__all__ = [
+    "FactoredLinear",
+    "FactoredConv1d",
+    "FactoredConv2d",
+    "FactoredConv3d",
+    "Factored",
+    "Cost",
+    "FACTORED",
+]

@@ -1,7 +1,8 @@
 """Factored convolutions in one, two and three dimensions.
 
 The kernel (n, c, k_1, ..., k_d) is held as the matrix (n, m), m = c k_1 ... k_d. The layer acts as a convolution of
-r filters (the rows of V^T, with the stride, padding and dilation of the layer) followed by a 1 x 1 convolution with U S.
+r filters (the rows of V^T, with the stride, padding and dilation of the layer) followed by a 1 x 1
+convolution with U S.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class _FactoredConv(Factored):
     ) -> None:
         super().__init__()
         if groups != 1:
-            raise IronrankError(f"groups={groups}: a factored convolution needs groups=1; leave this layer dense")
+            raise IronrankError(
+                f"groups={groups}: a factored convolution needs groups=1; leave this layer dense"
+            )
         # The dense twin on no device checks the arguments and keeps torch's own form of each.
         twin = _DENSE[self.dims](in_channels, out_channels, kernel_size, stride, padding, dilation,
                                  bias=False, padding_mode=padding_mode, device="meta")  # fmt: skip
@@ -82,7 +85,7 @@ class _FactoredConv(Factored):
         self._hold(out_channels, m, rank, core, bias, {"device": device, "dtype": dtype})
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, rank: int, core: bool = True) -> _FactoredConv:
+    def from_conv(cls, conv: Any, rank: int, core: bool = True) -> _FactoredConv:
         """Return the factored layer nearest to a dense one (truncated SVD); the bias is copied.
 
         Args:
@@ -94,9 +97,9 @@ class _FactoredConv(Factored):
             The factored layer, on the same device, of the same type and mode.
         """
         layer = cls.like(conv, rank, core)
-        layer.set_weight(conv.weight)  # type: ignore[arg-type]
+        layer.set_weight(conv.weight)
         if layer.bias is not None:
-            layer.bias.data.copy_(conv.bias.data)  # type: ignore[union-attr, arg-type]
+            layer.bias.data.copy_(conv.bias.data)
         return layer
 
     @classmethod
@@ -175,7 +178,9 @@ class _FactoredConv(Factored):
             _copy_bias(self, only)
             return only.train(self.training)
         A, V = self.merged()
-        first = conv(self.in_channels, self.rank, *geometry, bias=False, padding_mode=self.padding_mode, **where)
+        first = conv(
+            self.in_channels, self.rank, *geometry, bias=False, padding_mode=self.padding_mode, **where
+        )
         first.weight.copy_(V.mT.reshape(first.weight.shape))
         last = conv(self.rank, self.out_channels, 1, bias=self.bias is not None, **where)
         last.weight.copy_(A.reshape(last.weight.shape))
@@ -191,21 +196,24 @@ class _FactoredConv(Factored):
         return text + ("" if self.S is not None else ", core=False")
 
 
-def _copy_bias(source: Factored, target: nn.Module) -> None:
+def _copy_bias(source: Factored, target: Any) -> None:
     if source.bias is not None:
-        target.bias.data.copy_(source.bias.data)  # type: ignore[union-attr, arg-type]
+        target.bias.copy_(source.bias)
 
 
 class FactoredConv1d(_FactoredConv):
-    __doc__ = (_FactoredConv.__doc__ or "").replace("Convolution whose", "1-D convolution whose", 1)
+    """Factored convolution in one dimension; arguments as in `_FactoredConv`."""
+
     dims = 1
 
 
 class FactoredConv2d(_FactoredConv):
-    __doc__ = (_FactoredConv.__doc__ or "").replace("Convolution whose", "2-D convolution whose", 1)
+    """Factored convolution in two dimensions; arguments as in `_FactoredConv`."""
+
     dims = 2
 
 
 class FactoredConv3d(_FactoredConv):
-    __doc__ = (_FactoredConv.__doc__ or "").replace("Convolution whose", "3-D convolution whose", 1)
+    """Factored convolution in three dimensions; arguments as in `_FactoredConv`."""
+
     dims = 3

@@ -160,7 +160,9 @@ class Factored(nn.Module):
         bias = 0 if self.bias is None else n
         core = 0 if self.S is None else r * r
         deployed = min(n * m, r * (n + m))
-        return Cost(r * (n + m) + core + bias, deployed + bias, n * m + bias, positions * deployed, positions * n * m)
+        return Cost(
+            r * (n + m) + core + bias, deployed + bias, n * m + bias, positions * deployed, positions * n * m
+        )
 
     def _dense_is_cheaper(self, positions: int) -> bool:
         # multiply-adds of one forward: build W = A V^T and apply it, or apply V and then A

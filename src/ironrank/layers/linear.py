@@ -117,7 +117,9 @@ class FactoredLinear(Factored):
         dense = self.deploys_dense if dense is None else dense
         A, V = self.merged()
         where = {"device": self.U.device, "dtype": self.U.dtype}
-        last = nn.Linear(self.in_features if dense else self.rank, self.out_features, self.bias is not None, **where)
+        last = nn.Linear(
+            self.in_features if dense else self.rank, self.out_features, self.bias is not None, **where
+        )
         last.weight.copy_(self.matrix() if dense else A)
         if self.bias is not None:
             last.bias.copy_(self.bias)

@@ -5,7 +5,8 @@
     tau              allowed excess of the condition number: s_1 / s_r <= 1 + tau
     c                centre of the allowed band, the mean or the root-mean-square (RMS) of the singular values
 
-Source of the band: CondLR (Savostianova, Zangrando, Ceruti, Tudisco, NeurIPS 2023), as far as its published code shows it.
+Source of the band: CondLR (Savostianova, Zangrando, Ceruti, Tudisco, NeurIPS 2023), as far as its published
+code shows it.
 """
 
 from __future__ import annotations

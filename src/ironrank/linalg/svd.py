@@ -9,7 +9,6 @@ from ironrank.errors import IronrankError
 from ironrank.linalg.factors import USV
 from ironrank.linalg.precision import full_precision
 
-
 # What float32 LAPACK reaches is below 1e-5; a failure shows as an error near 1.
 _ORTHONORMAL = 1e-3
 
@@ -26,6 +25,9 @@ def checked_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         P (..., n, k), s (..., k), Q^T (..., k, m) with k = min(n, m).
+
+    Raises:
+        LinAlgError: If float64 fails too.
     """
     try:
         P, s, Qt = torch.linalg.svd(W, full_matrices=False)
@@ -61,6 +63,8 @@ def truncated_svd(W: Tensor, rank: int) -> USV:
     """
     largest = min(W.shape[-2:])
     if not 1 <= rank <= largest:
-        raise IronrankError(f"rank {rank} of a {W.shape[-2]} x {W.shape[-1]} matrix: allowed is 1 to {largest}")
+        raise IronrankError(
+            f"rank {rank} of a {W.shape[-2]} x {W.shape[-1]} matrix: allowed is 1 to {largest}"
+        )
     P, s, Qt = checked_svd(W)
     return USV(P[..., :rank], torch.diag_embed(s[..., :rank]), Qt[..., :rank, :].mT)

@@ -70,7 +70,9 @@ class Attached:
 
     def _on_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if args or kwargs.get("closure") is not None:
-            raise IronrankError("attach works with optimizer.step() without a closure: compute the gradients before it")
+            raise IronrankError(
+                "attach works with optimizer.step() without a closure: compute the gradients before it"
+            )
         self._before = self._method.project(self._model, optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -87,13 +89,18 @@ class Attached:
     def _warn(self) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn("an attached method never fired: the optimizer that it is attached to took no step", stacklevel=3)
+            warnings.warn(
+                "an attached method never fired: the optimizer that it is attached to took no step",
+                stacklevel=3,
+            )
 
 
 def _check(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     layers = [(name, layer) for name, layer in factored_layers(model) if layer.S is not None]
     if not layers:
-        raise IronrankError("attach: no layer of the model holds U, S and V; call ironrank.factorize(model) first")
+        raise IronrankError(
+            "attach: no layer of the model holds U, S and V; call ironrank.factorize(model) first"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers:
         if any(id(factor) not in held for factor in (layer.U, layer.S, layer.V)):

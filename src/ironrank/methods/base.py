@@ -61,11 +61,13 @@ class Method(Settings):
         Returns:
             Groups for a torch optimizer, all parameters that need a gradient in them once.
         """
-        bases = {id(b) for _, layer in factored_layers(model) if layer.S is not None for b in (layer.U, layer.V)}
+        bases = {
+            id(b) for _, layer in factored_layers(model) if layer.S is not None for b in (layer.U, layer.V)
+        }
         chosen = [p for p in model.parameters() if p.requires_grad]
         free = [p for p in chosen if p.ndim < 2 or id(p) in bases]
         decayed = [p for p in chosen if p.ndim >= 2 and id(p) not in bases]
-        groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
     def init(self, model: nn.Module) -> State:

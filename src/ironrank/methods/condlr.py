@@ -6,8 +6,8 @@ brings U and V back to orthonormal columns, and moves the singular values of S i
 and a small change of a layer's input, seen through its row space, is not stretched more than any other.
 
 Source: Savostianova, Zangrando, Ceruti, Tudisco, "Robust low-rank training via approximate orthonormal constraints",
-NeurIPS 2023. Its full text was not at hand; the equations below are derived, or read off the published code's behaviour,
-and checked numerically. They are not the paper's equations.
+NeurIPS 2023. Its full text was not at hand; the equations below are derived, or read off the published
+code's behaviour, and checked numerically. They are not the paper's equations.
 
     symbol         name here        shape
     U, V           layer.U, .V      (n, r), (m, r), U^T U = V^T V = I
@@ -22,12 +22,12 @@ One step, from the gradients gU, gS, gV of one backward pass:
     (3)  U <- Q of the sign-fixed QR of U,  V likewise
     (4)  tau > 0: singular values of S clamped to [c - e, c + e];  tau = 0: S <- c times its orthogonal polar factor
 
-(1) is minus the projection of the full gradient on the tangent space of the rank-r matrices, since ``gU = G V S^T``. The
-scalar correction replaces ``S S^T`` by ``tr(S S^T)/r I``, which is exact at tau = 0.
+(1) is minus the projection of the full gradient on the tangent space of the rank-r matrices, since
+``gU = G V S^T``. The scalar correction replaces ``S S^T`` by ``tr(S S^T)/r I``, which is exact at tau = 0.
 
 Deviations from the published code, all on purpose: the correction there is the scalar ``(s_min/s_max)^2`` (or a stale
-one); the tau = 0 projection there is QR instead of polar; the momentum there is not projected before it is used; weights
-there start at random instead of from the given ones; biases exist only where the layer has one.
+one); the tau = 0 projection there is QR instead of polar; the momentum there is not projected before it is
+used; weights there start at random instead of from the given ones; biases exist only where the layer has one.
 
 When not to use it: where clean accuracy at high compression matters more than a bound on the condition number.
 """
@@ -43,7 +43,6 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
-from ironrank.layers import FACTORED
 from ironrank.linalg import clamp, horizontal, nearest_orthogonal, normal, retract_cholesky, side_by_side
 from ironrank.linalg.precision import full_precision
 from ironrank.linalg.spectrum import CENTRES
@@ -51,11 +50,10 @@ from ironrank.methods.attached import Attached
 from ironrank.methods.base import Backward, State
 from ironrank.methods.lowrank import LowRank
 from ironrank.settings import setting
-from ironrank.surgery import factored_layers
+from ironrank.surgery import factored_layers, weight_matrices
 
 CORRECTIONS = ("exact", "scalar", "none")
 SCALES = ("weights", "norm")
-DENSE = tuple(FACTORED)
 _MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family call their first moment
 
 
@@ -106,11 +104,11 @@ class CondLR(LowRank):
         Returns:
             The same model.
         """
-        norms = {name: layer.weight.norm() for name, layer in model.named_modules() if isinstance(layer, DENSE)}
+        norms = {name: matrix.norm().item() for name, matrix in weight_matrices(model)}
         self.factorize(model, core=True)
         if self.scale == "norm":
             for name, layer in cores(model):
-                layer.S.data.mul_(norms[name].item() / layer.S.norm().item())
+                layer.S.data.mul_(norms[name] / layer.S.norm().item())
         return model
 
     def init(self, model: nn.Module) -> State:
@@ -220,7 +218,9 @@ class CondLR(LowRank):
 
     def _to_set(self, model: nn.Module, passes: int) -> None:
         layers = cores(model)
-        tasks: list[tuple[nn.Parameter, float | None]] = [(layer.S, self.tau_of(name)) for name, layer in layers]
+        tasks: list[tuple[nn.Parameter, float | None]] = [
+            (layer.S, self.tau_of(name)) for name, layer in layers
+        ]
         tasks += [(basis, None) for _, layer in layers for basis in (layer.U, layer.V)]
 
         @torch.no_grad()
@@ -229,7 +229,9 @@ class CondLR(LowRank):
             if tau is None:
                 factor.copy_(retract_cholesky(factor, passes))
             else:
-                factor.copy_(clamp(factor, tau, self.centre) if tau > 0 else nearest_orthogonal(factor, self.centre))
+                factor.copy_(
+                    clamp(factor, tau, self.centre) if tau > 0 else nearest_orthogonal(factor, self.centre)
+                )
 
         side_by_side(work, sorted(tasks, key=_size))
 
@@ -299,7 +301,9 @@ def steps_straight(optimizer: torch.optim.Optimizer, U: nn.Parameter) -> bool:
     """Return whether the optimizer moves U along its gradient and momentum only, so that tangents stay tangents."""
     if type(optimizer) is not torch.optim.SGD:
         return False
-    return not any(group["weight_decay"] and any(p is U for p in group["params"]) for group in optimizer.param_groups)
+    return not any(
+        group["weight_decay"] and any(p is U for p in group["params"]) for group in optimizer.param_groups
+    )
 
 
 def _size(task: tuple[Tensor, Any]) -> float:

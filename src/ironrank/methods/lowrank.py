@@ -45,8 +45,14 @@ class LowRank(Method):
             The plan.
         """
         rows = plan(model).rows
-        free = [row for row in rows if not row.reason and not any(fnmatchcase(row.name, p) for p in self.exclude)]
-        ends = {free[-1].name: (self.last, free[-1]), free[0].name: (self.first, free[0])} if len(free) > 1 else {}
+        free = [
+            row for row in rows if not row.reason and not any(fnmatchcase(row.name, p) for p in self.exclude)
+        ]
+        ends = (
+            {free[-1].name: (self.last, free[-1]), free[0].name: (self.first, free[0])}
+            if len(free) > 1
+            else {}
+        )
         dense = [name for name, (form, _) in ends.items() if form == "dense"]
         full = {name: row.full_rank for name, (form, row) in ends.items() if form == "full-rank"}
         return plan(model, self.keep, exclude=[*self.exclude, *dense], ranks=full | self.ranks,

@@ -6,7 +6,8 @@ other, their product is never formed, and nothing keeps them orthonormal or well
     symbol in the paper   name here   shape
     W = U V^T             U, V        (n, r), (m, r)
 
-It starts from the truncated SVD of the weights that it is given, so that a fresh net starts near its own initialisation;
+It starts from the truncated SVD of the weights that it is given, so that a fresh net starts near its own
+initialisation;
 the published baseline draws its factors at random instead. When not to use it: to keep the condition number small.
 """
 

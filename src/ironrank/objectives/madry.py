@@ -31,7 +31,7 @@ class Madry(Objective):
     """
 
     name = "madry"
-    attack: Attack = setting(  # noqa: RUF009 - frozen
+    attack: Attack = setting(
         PGD(eps=8 / 255, steps=10, step_size=2 / 255, keep="last"),
         "adversary that changes the images before the loss",
         paper="CIFAR-10: PGD with 7 steps of 2/255, eps 8/255",

@@ -1,6 +1,7 @@
 """Recipes of CondLR: the published nets, data sets and settings.
 
-Settings as in the scripts of the published code (SGD, 120 epochs, learning rate times 0.3 at epochs 70 and 100, a quarter
+Settings as in the scripts of the published code (SGD, 120 epochs, learning rate times 0.3 at epochs 70 and
+100, a quarter
 of the training set held out, clean training); milestones are fractions here, so that a shorter run keeps their places.
 The published attack is FGSM; validation here is by PGD on the net's own gradients.
 
@@ -12,6 +13,8 @@ The published attack is FGSM; validation here is by PGD on the net's own gradien
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from ironrank.attacks import PGD
 from ironrank.data import CIFAR10, CIFAR100, MNIST, Dataset
@@ -25,7 +28,12 @@ MODES = ("dense", "svd", "uv", "condlr")
 
 
 def lenet5_mnist(
-    mode: str = "condlr", nominal: int = 80, tau: float = 0.1, epochs: int = 20, seed: int = 0, tiny: bool = False
+    mode: str = "condlr",
+    nominal: int = 80,
+    tau: float = 0.1,
+    epochs: int = 20,
+    seed: int = 0,
+    tiny: bool = False,
 ) -> Run:
     """LeNet5 (20-50-500-10) on MNIST; published with 120 epochs.
 
@@ -44,37 +52,58 @@ def lenet5_mnist(
     validate = PGD(norm="Linf", eps=0.1, steps=5)
     sgd = SGD(lr=0.1, momentum=0.3)
     model = LeNet5(width=0.25) if tiny else LeNet5()
-    return _published("condlr/lenet5-mnist", data, model, sgd, mode, nominal, tau, epochs, seed, 128, validate, tiny)
+    return _published(
+        "condlr/lenet5-mnist", data, model, sgd, mode, nominal, tau, epochs, seed, 128, validate, tiny
+    )
 
 
 def vgg16_cifar10(
-    mode: str = "condlr", nominal: int = 80, tau: float = 0.1, epochs: int = 120, seed: int = 0, tiny: bool = False
+    mode: str = "condlr",
+    nominal: int = 80,
+    tau: float = 0.1,
+    epochs: int = 120,
+    seed: int = 0,
+    tiny: bool = False,
 ) -> Run:
     """VGG16 with batch norm on CIFAR-10; for the arguments see `lenet5_mnist`."""
     data, sgd = CIFAR10(validation=0.25, augment="crop-flip"), SGD(lr=0.05, momentum=0.45)
     model = VGG16(width=0.0625) if tiny else VGG16()
-    return _published("condlr/vgg16-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny)
+    return _published(
+        "condlr/vgg16-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny
+    )
 
 
 def wrn16_4_cifar10(
-    mode: str = "condlr", nominal: int = 80, tau: float = 0.1, epochs: int = 120, seed: int = 0, tiny: bool = False
+    mode: str = "condlr",
+    nominal: int = 80,
+    tau: float = 0.1,
+    epochs: int = 120,
+    seed: int = 0,
+    tiny: bool = False,
 ) -> Run:
-    """WRN-16-4 on CIFAR-10; for the arguments see `lenet5_mnist`.
-
-    The published scripts use lr 0.05 for tau = 0 at 50 and momentum 0.95 for tau = 0.1 at 80: set them by ``--set``.
-    """
+    """WRN-16-4 on CIFAR-10; for the arguments see `lenet5_mnist`."""
+    # the published scripts use lr 0.05 for tau = 0 at 50 and momentum 0.95 for tau = 0.1 at 80: set them by --set
     data, sgd = CIFAR10(validation=0.25, augment="crop-flip"), SGD(lr=0.08, momentum=0.5)
     model = WideResNet(width=0.125) if tiny else WideResNet()
-    return _published("condlr/wrn16-4-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny)
+    return _published(
+        "condlr/wrn16-4-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny
+    )
 
 
 def wrn16_4_cifar100(
-    mode: str = "condlr", nominal: int = 50, tau: float = 0.1, epochs: int = 120, seed: int = 0, tiny: bool = False
+    mode: str = "condlr",
+    nominal: int = 50,
+    tau: float = 0.1,
+    epochs: int = 120,
+    seed: int = 0,
+    tiny: bool = False,
 ) -> Run:
     """WRN-16-4 on CIFAR-100, published at 50 only; for the arguments see `lenet5_mnist`."""
     data, sgd = CIFAR100(validation=0.25, augment="crop-flip"), SGD(lr=0.1, momentum=0.5)
     model = WideResNet(width=0.125) if tiny else WideResNet()
-    return _published("condlr/wrn16-4-cifar100", data, model, sgd, mode, nominal, tau, epochs, seed, 256, _L2, tiny)
+    return _published(
+        "condlr/wrn16-4-cifar100", data, model, sgd, mode, nominal, tau, epochs, seed, 256, _L2, tiny
+    )
 
 
 _L2 = PGD(norm="L2", eps=0.1, steps=10)
@@ -108,8 +137,6 @@ def staged(run: Run, mode: str, keep: float, tau: float) -> Run:
     Raises:
         IronrankError: If the mode has another name.
     """
-    import dataclasses
-
     if mode not in MODES:
         raise IronrankError(f"mode={mode!r}: allowed is {', '.join(MODES)}")
     centre = "rms" if tau == 0 else "mean"  # as published

@@ -1,8 +1,8 @@
 """The demo: three nets on the embedded images, trained against attacks, judged and reported.
 
 A dense LeNet5, its SVD truncation (fine-tuned), and a CondLR net of the same deployed size, on 10,000 images of
-Fashion-MNIST under Linf 0.1. It shows the way from a bare machine to a report; one seed and a thousand test images prove
-nothing about the methods.
+Fashion-MNIST under Linf 0.1. It shows the way from a bare machine to a report; one seed and a thousand test
+images prove nothing about the methods.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ EPS = 0.1
 
 
 def demo(
-    mode: str = "condlr", nominal: int = 80, tau: float = 0.1, epochs: int = 8, seed: int = 0, tiny: bool = False
+    mode: str = "condlr",
+    nominal: int = 80,
+    tau: float = 0.1,
+    epochs: int = 8,
+    seed: int = 0,
+    tiny: bool = False,
 ) -> Run:
     """LeNet5 on the embedded Fashion-MNIST images, trained by PGD-5 at Linf 0.1.
 
@@ -60,7 +65,9 @@ def demo(
     )
 
 
-def run_demo(out: Path | str, seed: int = 0, console: Console | None = None, *, tiny: bool = False) -> dict[str, Any]:
+def run_demo(
+    out: Path | str, seed: int = 0, console: Console | None = None, *, tiny: bool = False
+) -> dict[str, Any]:
     """Train, judge and report the three nets of the demo.
 
     Args:

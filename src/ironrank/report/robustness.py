@@ -16,7 +16,8 @@ from ironrank.report.judge import chance, scores_of
 from ironrank.report.palette import MUTED, PAPER, style
 from ironrank.report.rows import Row, Score, Threat
 from ironrank.report.svg import draw
-from ironrank.report.text import DASH, amount, count, epsilon, is_pixel_step, norm, percent
+from ironrank.report.tables import curve_attacks
+from ironrank.report.text import amount, count, epsilon, is_pixel_step, percent
 
 FEW = 6  # up to so many rows, intervals are drawn as bands
 
@@ -27,12 +28,8 @@ def accuracy_against_eps(rows: Sequence[Row]) -> Plate | None:
     if not drawn:
         return None
     guess = chance(rows)
-    attacks = [
-        "not recorded" if name == DASH else name
-        for name in dict.fromkeys(r.text("curve_attack") for _, r in drawn)
-    ]
     banded = len(drawn) <= FEW and any(n for _, row in drawn for _, _, n in row.curve)
-    caption = f"Attack: {norm('; '.join(attacks))}."
+    caption = curve_attacks(rows)
     caption += " Bands: 95 % Wilson interval." if banded else ""
     caption += "" if guess is None else f" Dotted line: chance, {percent(guess)} %."
     alt = (

@@ -140,7 +140,14 @@ def curves(rows: Sequence[Row]) -> Table | None:
     body = tuple(
         (Cell(text.epsilon(eps)), *(Cell(text.percent(one.get(eps))) for one in found)) for eps in radii
     )
-    return Table("Accuracy under attack against the radius ε of the ball.", columns, body)
+    return Table(f"Accuracy against the radius ε of the ball. {curve_attacks(rows)}", columns, body)
+
+
+def curve_attacks(rows: Sequence[Row]) -> str:
+    """Return the attacks behind the curves, as a sentence."""
+    names = dict.fromkeys(row.text("curve_attack") for row in rows if row.curve)
+    said = [text.norm(name) if name != text.DASH else "not recorded" for name in names]
+    return f"Attack: {'; '.join(said)}."
 
 
 def training(runs: Sequence[Training]) -> Table | None:
@@ -174,7 +181,7 @@ def _last(run: Training, key: str) -> Cell:
 def provenance(rows: Sequence[Row]) -> Table:
     """Return what made every row: data, recipe, method, device and versions."""
     keys = ("data", "recipe", "method", "device")
-    packages = list(dict.fromkeys(name for row in rows for name in _versions(row)))
+    packages = list(dict.fromkeys(name for row in rows for name in _versions(row))) or ["software"]
     columns = (Column("net", words=True), *(Column(key, words=True) for key in keys),
                *(Column(name, "version", words=True) for name in packages))  # fmt: skip
     body = tuple(

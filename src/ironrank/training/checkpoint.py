@@ -1,9 +1,9 @@
 """One file that holds all a training needs to go on: written whole or not at all.
 
-    model/...        weights
-    state/...        the method's tensors
-    optimizer/i/...  moments of parameter i, in the order of the optimizer's groups
-    header           layout, progress, and the optimizer's numbers that are no tensors
+model/...        weights
+state/...        the method's tensors
+optimizer/i/...  moments of parameter i, in the order of the optimizer's groups
+header           layout, progress, and the optimizer's numbers that are no tensors
 """
 
 from __future__ import annotations
@@ -77,7 +77,11 @@ def save_checkpoint(
                 tensors[f"optimizer/{index}/{name}"] = value
             elif value is not None:
                 numbers[f"{index}/{name}"] = value
-    notes = {"layout": json.dumps(layout), "progress": json.dumps(vars(progress)), "numbers": json.dumps(numbers)}
+    notes = {
+        "layout": json.dumps(layout),
+        "progress": json.dumps(vars(progress)),
+        "numbers": json.dumps(numbers),
+    }
     write_tensors(path, tensors, notes)
 
 

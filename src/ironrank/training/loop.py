@@ -19,7 +19,7 @@ from ironrank.files import read_json, write_json, write_text
 from ironrank.linalg import condition_number
 from ironrank.optim import set_lr
 from ironrank.settings import encode
-from ironrank.surgery import factored_layers, weighted_layers
+from ironrank.surgery import factored_layers, weight_matrices
 from ironrank.training.checkpoint import Progress, load_checkpoint, restore_optimizer, save_checkpoint
 from ironrank.training.processes import average_gradients, process
 from ironrank.training.progress import watching
@@ -38,8 +38,8 @@ def train(
 ) -> Path:
     """Train, and leave a run folder behind (see `ironrank.artifact`).
 
-    Every random choice is a function of the run's seed and the step, so that a training that is stopped and resumed ends
-    with the same bits as one that is not.
+    Every random choice is a function of the run's seed and the step, so that a training that is stopped and
+    resumed ends with the same bits as one that is not.
 
     Args:
         run: What to train.
@@ -78,7 +78,9 @@ class _Job:
         self.run, self.out = run, out
         self.rank, self.world = process()
         self.train_images, self.validation = self._load()
-        self.stream = Stream(self.train_images, run.batch_size, run.seed, run.data.augment, (self.rank, self.world))
+        self.stream = Stream(
+            self.train_images, run.batch_size, run.seed, run.data.augment, (self.rank, self.world)
+        )
         self.steps = run.epochs * self.stream.steps_per_epoch
         saved = out / CHECKPOINT
         checkpoint = load_checkpoint(saved) if saved.is_file() else None
@@ -131,10 +133,14 @@ class _Job:
 
         def backward() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
-            torch.manual_seed(mix(run.seed, "step", t, self.rank))  # dropout: the same however often it is asked for
+            torch.manual_seed(
+                mix(run.seed, "step", t, self.rank)
+            )  # dropout: the same however often it is asked for
             noise = torch.Generator().manual_seed(mix(run.seed, "attack", t, self.rank))
             with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-                loss = run.objective(self.model, x, y, generator=noise) + run.method.penalty(self.model, self.state)
+                loss = run.objective(self.model, x, y, generator=noise) + run.method.penalty(
+                    self.model, self.state
+                )
             if not torch.isfinite(loss):
                 raise IronrankError(self._blown_up(loss.item()))
             loss.backward()
@@ -157,7 +163,9 @@ class _Job:
         scores = (0.0, 0.0)
         if len(self.validation):
             attacked = self.validation.first(self.run.validate_images)
-            robust = robust_accuracy(self.model, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
+            robust = robust_accuracy(
+                self.model, attacked, self.run.validate, seed=mix(self.run.seed, "validate")
+            )
             scores = (robust, accuracy(self.model, self.validation))
         if scores >= self.progress.best:
             self.progress.best = scores
@@ -187,7 +195,9 @@ class _Job:
         """Write the checkpoint."""
         if self.rank == 0:
             layout = layout_of(self.model, self.run.model, self.run.data.spec)
-            save_checkpoint(self.out / CHECKPOINT, self.model, self.optimizer, self.state, layout, self.progress)
+            save_checkpoint(
+                self.out / CHECKPOINT, self.model, self.optimizer, self.state, layout, self.progress
+            )
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -204,23 +214,19 @@ class _Job:
 
     def _blown_up(self, loss: float) -> str:
         where = ""
-        conds = {name: float(condition_number(layer.detach())) for name, layer in _matrices(self.model)}
+        conds = {name: _width(matrix) for name, matrix in weight_matrices(self.model)}
         if conds:
-            widest = max(conds, key=lambda name: conds[name] if conds[name] == conds[name] else float("inf"))
-            where = f"; the layer with the widest spectrum is '{widest}' (condition number {conds[widest]:.3g})"
+            widest = max(conds, key=lambda name: conds[name])
+            where = (
+                f"; the layer with the widest spectrum is '{widest}' (condition number {conds[widest]:.3g})"
+            )
         return (f"the loss is {loss} at step {self.progress.step}{where}; lower optimizer.lr or clip the schedule, "
                 f"then start again or resume from the last epoch in {self.out}")  # fmt: skip
 
 
-def _matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
-    factored = dict(factored_layers(model))
-    finite = []
-    for name, layer in weighted_layers(model):
-        matrix = factored[name].matrix() if name in factored else layer.weight.flatten(1)  # type: ignore[operator, union-attr]
-        if not torch.isfinite(matrix).all():
-            matrix = torch.zeros_like(matrix)  # infinite condition number: this is the culprit
-        finite.append((name, matrix))
-    return finite
+def _width(matrix: Tensor) -> float:
+    """Return the condition number of a layer's matrix; infinite where an entry is not finite."""
+    return float(condition_number(matrix)) if bool(torch.isfinite(matrix).all()) else float("inf")
 
 
 def _started(start: str, model: nn.Module) -> nn.Module:
@@ -246,7 +252,9 @@ def _open_folder(out: Path, run: Run, resume: bool) -> None:
         old, new = (_identity(encode(value)) for value in (decode_run(read_json(there)), run))
         if old != new:
             names = [key for key, value in new.items() if old[key] != value]
-            raise IronrankError(f"{out} holds another run (it differs in {', '.join(names)}): choose another folder")
+            raise IronrankError(
+                f"{out} holds another run (it differs in {', '.join(names)}): choose another folder"
+            )
     write_json(there, encode(run))
 
 
@@ -254,4 +262,6 @@ def _identity(value: Any) -> Any:
     """Return an encoded run without the places that may differ on another machine: device and data folder."""
     if not isinstance(value, dict):
         return value
-    return {key: _identity(item) for key, item in value.items() if key not in ("device", "folder", "download")}
+    return {
+        key: _identity(item) for key, item in value.items() if key not in ("device", "folder", "download")
+    }

@@ -1,4 +1,4 @@
-"""Several processes as one: gradients averaged over the global batch. Plain `torch.distributed`, made by ``torchrun``."""
+"""Several processes as one: gradients averaged over the global batch, by plain `torch.distributed`."""
 
 from __future__ import annotations
 

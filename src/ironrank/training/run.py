@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
 from ironrank.attacks import ATTACKS
 from ironrank.attacks.base import Attack
@@ -52,7 +52,7 @@ class Run(Settings):
     validate: Attack = setting(PGD(steps=10), "attack on held-out images, for the best checkpoint")
     validate_images: int = setting(1000, "held-out images that are attacked each epoch", ge=1)
     log_every: int = setting(100, "steps between two lines of metrics.jsonl", ge=1)
-    start: Union["Run", str, None] = setting(None, "earlier stage, or run folder, that it starts from")
+    start: Run | str | None = setting(None, "earlier stage, or run folder, that it starts from")
 
 
 def decode_run(value: Any) -> Run:

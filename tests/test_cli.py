@@ -1,0 +1,393 @@
+"""The command line: verbs, their options, what goes to which stream, exit codes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import ironrank
+from ironrank import catalog, cli, console, verbs
+from ironrank.cli import app, main
+from ironrank.files import plain_json, read_json, read_lines
+from ironrank.recipes import RECIPES
+from ironrank.settings import encode
+from ironrank.training import decode_run, loop
+from ironrank.verbs import train_recipe
+
+LENET = "condlr/lenet5-mnist"
+TINY = ("tiny=true", "validate.steps=2")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line; return exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(mnist: str, tmp_path_factory) -> Path:
+    """A folder with two trained run folders, dense and condlr."""
+    folder = tmp_path_factory.mktemp("runs")
+    for mode in ("dense", "condlr"):
+        train_recipe(LENET, [f"mode={mode}", *TINY], data=mnist, out=folder / mode)
+    return folder
+
+
+def sets(*overrides: str) -> list[str]:
+    return [word for text in (*TINY, *overrides) for word in ("--set", text)]
+
+
+def train(mnist: str, out: Path, *more: object) -> tuple[object, ...]:
+    return ("train", LENET, *sets("mode=dense"), "--data", mnist, "--out", out, *more)
+
+
+# ---- the shape of the command line
+
+TRAINING = {"--set", "--data", "--out", "--seed", "--device", "--resume", "--until", "--json", "--quiet"}
+OPTIONS = {
+    "demo": {"--out", "--seed", "--json"},
+    "list": {"family", "name", "--json"},
+    "train": {"recipe", *TRAINING},
+    "compress": {"folder", "--method", *TRAINING},
+    "evaluate": {"folder", "--which", "--data", "--n", "--norm", "--eps", "--steps", "--restarts", "--seed",
+                 "--device", "--latency-runs", "--out", "--json"},
+    "export": {"folder"},
+    "report": {"folders", "--html", "--markdown", "--json", "--data", "--title"},
+    "bench": {"--net", "--nominal", "--rounds", "--batch", "--tau", "--momentum", "--threads", "--layout",
+              "--peak", "--out", "--json"},
+}  # fmt: skip
+
+
+def test_verbs_and_options_are_as_documented() -> None:
+    commands = typer.main.get_command(app).commands
+    found = {
+        verb: {name for param in command.params for name in param.opts if name not in ("--help", "-h")}
+        for verb, command in commands.items()
+    }
+    assert found == OPTIONS
+
+
+def test_every_option_says_what_it_does() -> None:
+    for verb, command in typer.main.get_command(app).commands.items():
+        assert command.get_short_help_str(), verb
+        for param in command.params:
+            assert param.name == "help" or param.help, f"{verb} {param.name}"
+
+
+def test_version(run) -> None:
+    assert run("--version") == (0, f"ironrank {ironrank.__version__}\n", "")
+
+
+def test_help_names_every_verb(run) -> None:
+    for arguments in (["--help"], ["-h"]):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        assert all(f" {verb} " in out for verb in OPTIONS)
+
+
+def test_as_a_module_and_as_a_program() -> None:
+    for source in (["-m", "ironrank"], ["-c", "from ironrank.cli import main; main()"]):
+        done = subprocess.run(
+            [sys.executable, *source, "--version"], capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"ironrank {ironrank.__version__}\n", "")
+
+
+def test_heavy_imports_wait_until_a_verb_runs() -> None:
+    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
+    names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
+        "typer", "typer.core", "ironrank", "ironrank.errors"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["trian"], ["train"], ["train", LENET, "--sett", "x"], ["train", LENET, "--seed", "one"],
+     ["train", LENET, "--until", "0"], ["evaluate"], ["report"], ["train", LENET, "--set"]],
+)  # fmt: skip
+def test_misuse_ends_with_code_2_and_says_so_on_stderr(run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in err and "Traceback" not in err
+
+
+# ---- list
+
+
+@pytest.mark.parametrize("family", [None, *catalog.CATALOG])
+def test_list_names_every_member(run, family: str | None) -> None:
+    code, out, _ = run("list", *([family] if family else []), "--json")
+    assert code == 0
+    found = json.loads(out)
+    expected = [family] if family else list(catalog.CATALOG)
+    assert {name: list(found[name]) for name in found} == {
+        name: list(catalog.CATALOG[name]) for name in expected
+    }
+    texts = [text for members in found.values() for text in members.values()]
+    assert all(len(text) > 20 and text.endswith(".") and ":math:" not in text for text in texts)
+    shown = run("list", *([family] if family else []))[1]
+    assert all(f" {name} " in shown for members in found.values() for name in members)
+
+
+MEMBERS = [(family, name) for family, known in catalog.CATALOG.items() for name in known]
+
+
+@pytest.mark.parametrize(("family", "name"), MEMBERS, ids=lambda item: item.replace("/", "-"))
+def test_list_shows_the_settings_of_every_member(run, family: str, name: str) -> None:
+    code, out, _ = run("list", family, name, "--json")
+    member = json.loads(out)
+    assert (code, member["family"], member["name"]) == (0, family, name)
+    for row in member["settings"]:
+        assert row["meaning"] and row["allowed"], row
+    shown = "".join(run("list", family, name)[1].split())
+    for row in member["settings"]:
+        assert row["field"][:8] in shown
+
+
+def test_list_tells_default_bounds_and_paper() -> None:
+    rows = {row["field"]: row for row in catalog.settings_of("methods", "condlr")["settings"]}
+    assert rows["tau"] == {"field": "tau", "default": 0.1, "meaning": "allowed excess of the condition number",
+                           "allowed": "number >= 0", "paper": "0, 0.1, 0.5"}  # fmt: skip
+    assert rows["keep"]["allowed"] == "number > 0, <= 1"
+    assert rows["ranks"]["allowed"] == "JSON: whole number by name"
+    assert rows["exclude"]["allowed"] == "list of texts"
+    assert rows["centre"]["allowed"] == "mean, rms"
+    rows = {row["field"]: row for row in catalog.settings_of("run", "run")["settings"]}
+    assert rows["method"]["allowed"] == "dense, svd, uv, condlr"
+    assert rows["channels_last"]["allowed"] == "true, false"
+    assert rows["start"]["allowed"] == "text, none"
+    assert "recipe" not in rows
+
+
+def test_recipes_of_one_file_share_their_words() -> None:
+    rows = catalog.settings_of("recipes", "condlr/wrn16-4-cifar100")["settings"]
+    assert {row["field"]: row["default"] for row in rows}["nominal"] == 50
+    assert {row["field"]: row["meaning"] for row in rows}[
+        "tau"
+    ] == "CondLR's bound on the condition number is 1 + tau."
+
+
+def test_list_refuses_the_unknown(run) -> None:
+    assert run("list", "method")[2].startswith("error: family 'method': did you mean 'methods'?")
+    assert run("list", "methods", "condrl")[2].startswith("error: methods 'condrl': did you mean 'condlr'?")
+
+
+# ---- train
+
+
+def test_train_leaves_a_run_folder_and_says_how_good_it_is(run, mnist: str, tmp_path: Path) -> None:
+    code, out, err = run(*train(mnist, tmp_path / "a", "--seed", 5))
+    assert code == 0
+    assert out.startswith(f"{tmp_path / 'a'}; best epoch 1: validation clean ") and out.count("\n") == 1
+    assert "epoch 1  loss" in err
+    made = decode_run(read_json(tmp_path / "a" / "run.json"))
+    assert (made.seed, made.data.folder, made.recipe) == (5, mnist, LENET)
+    assert (tmp_path / "a" / "model.safetensors").is_file()
+
+
+def test_train_json_is_all_that_is_on_stdout(run, mnist: str, tmp_path: Path) -> None:
+    code, out, err = run(*train(mnist, tmp_path / "a", "--json"))
+    result = json.loads(out)
+    (line,) = read_lines(tmp_path / "a" / "metrics.jsonl")
+    assert (code, result) == (
+        0,
+        {"folder": str(tmp_path / "a"), "best": line, "epochs": 1, "epochs_planned": 1},
+    )
+    assert "epoch 1" in err
+
+
+def test_quiet_shows_nothing(run, mnist: str, tmp_path: Path) -> None:
+    assert run(*train(mnist, tmp_path / "a", "--quiet"))[2] == ""
+
+
+def test_the_default_folder_is_named_after_the_recipe(run, mnist: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", LENET, *sets("mode=dense"), "--data", mnist)[1].startswith(
+        "runs/condlr-lenet5-mnist;"
+    )
+    assert Path("runs", "condlr-lenet5-mnist", "run.json").is_file()
+
+
+def test_until_stops_and_resume_goes_on(run, mnist: str, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    command = ("train", LENET, "--set", "mode=dense", "--set", "model.width=0.1", "--set", "epochs=2",
+               "--set", "validate.steps=1", "--data", mnist, "--out", out)  # fmt: skip
+    code, shown, _ = run(*command, "--until", 1)
+    assert code == 0 and shown.endswith("1 of 2 epochs done: go on with --resume\n")
+    assert not (out / "model.safetensors").exists()
+    code, shown, _ = run(*command, "--resume")
+    assert code == 0 and "go on" not in shown and (out / "model.safetensors").is_file()
+    assert [line["epoch"] for line in read_lines(out / "metrics.jsonl")] == [1, 2]
+
+
+def test_an_interrupt_says_how_to_go_on(run, mnist: str, tmp_path: Path, monkeypatch) -> None:
+    def interrupted(job, watcher) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Job, "epoch", interrupted)
+        code, out, err = run(*train(mnist, tmp_path / "a", "--quiet"))
+    assert (code, out, err.count("\n")) == (130, "", 1)
+    assert err.startswith("stopped;") and str(tmp_path / "a") in err and "--resume" in err
+    assert run(*train(mnist, tmp_path / "a", "--quiet", "--resume"))[0] == 0
+
+
+def test_the_best_epoch_is_the_one_whose_weights_are_kept(tmp_path: Path, monkeypatch) -> None:
+    scores = [(0.1, 0.9), (0.3, 0.5), (0.3, 0.6), (0.3, 0.6), (0.2, 1.0)]
+    lines = [
+        {"step": 3},
+        *({"epoch": i, "val_robust": r, "val_clean": c} for i, (r, c) in enumerate(scores, 1)),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps(encode(RECIPES[LENET](epochs=5))), encoding="utf-8")
+    result = verbs.outcome(tmp_path)
+    assert (result["best"]["epoch"], result["epochs"], result["epochs_planned"]) == (4, 5, 5)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}', encoding="utf-8")
+    assert "best epoch 2: the last, for want of validation; 2 of 5" in console.outcome(
+        verbs.outcome(tmp_path)
+    )
+    (tmp_path / "metrics.jsonl").unlink()
+    assert verbs.outcome(tmp_path)["best"] is None
+
+
+# ---- compress
+
+
+def test_compress_starts_from_the_dense_run(run, trained: Path, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "compress", trained / "dense", "--out", tmp_path / "a", "--set", "method.keep=0.5", "--json"
+    )
+    assert (code, json.loads(out)["folder"]) == (0, str(tmp_path / "a"))
+    made = decode_run(read_json(tmp_path / "a" / "run.json"))
+    assert (made.method.name, made.method.keep, made.epochs, made.start) == (
+        "svd",
+        0.5,
+        1,
+        str(trained / "dense"),
+    )
+    assert read_json(tmp_path / "a" / "layout.json")["layers"]["fc1"]["rank"] == 63  # of 125
+
+
+def test_compress_names_its_folder_after_the_method(run, trained: Path) -> None:
+    code, out, _ = run("compress", trained / "dense", "--method", "condlr", "--quiet")
+    assert code == 0 and out.startswith(str(trained / "dense-condlr"))
+
+
+# ---- evaluate and report
+
+FEW = ("--n", 10, "--steps", 2, "--latency-runs", 2)
+
+
+def test_evaluate_prints_and_keeps_the_row(run, trained: Path) -> None:
+    code, out, err = run("evaluate", trained / "condlr", *FEW, "--eps", "8/255,0.1", "--seed", 3, "--json")
+    assert (code, err) == (0, "")
+    row = json.loads(out)
+    assert row == read_json(trained / "condlr" / "evaluation.json") == plain_json(row)
+    assert (row["n"], row["seed"]) == (10, 3)
+    assert sorted({hit["eps"] for hit in row["robust"]}) == [8 / 255, 0.1]
+    shown = run("evaluate", trained / "condlr", *FEW)[1]
+    for word in (
+        "accuracy, clean",
+        "parameters, deployed",
+        "% of dense",
+        "FactoredLinear",
+        "largest condition number",
+    ):
+        assert word in shown
+
+
+def test_evaluate_writes_elsewhere_on_request(run, trained: Path, tmp_path: Path) -> None:
+    kept = trained / "dense" / "evaluation.json"
+    assert not kept.exists()
+    run("evaluate", trained / "dense", *FEW, "--out", tmp_path / "row.json")
+    assert not kept.exists() and read_json(tmp_path / "row.json")["n"] == 10
+    run("evaluate", trained / "dense", *FEW, "--which", "last")
+    assert not kept.exists()
+
+
+def test_report_judges_what_was_not_judged(run, trained: Path, tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    judge = verbs.evaluate_folder
+
+    def quick(folder: Path, **options: object) -> dict:
+        asked.append(Path(folder).name)
+        return judge(folder, **(options | {"n": 8, "steps": 1, "latency_runs": 2}))
+
+    monkeypatch.setattr(verbs, "evaluate_folder", quick)
+    run("evaluate", trained / "condlr", *FEW)
+    (trained / "dense" / "evaluation.json").unlink(missing_ok=True)
+    asked.clear()
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("html", "markdown", "json")}
+    options = [word for kind, path in files.items() for word in (f"--{kind}", path)]
+    code, out, _ = run("report", trained / "dense", trained / "condlr", *options, "--title", "Two nets")
+    assert (code, asked) == (0, ["dense"])
+    assert out.splitlines()[1:] == [str(path) for path in files.values()]
+    page = files["html"].read_text(encoding="utf-8")
+    assert "Two nets" in page and "condlr" in page
+    assert [row["name"] for row in read_json(files["json"])["rows"]] == ["dense", "condlr"]
+    assert run("report", trained / "dense", "--markdown", tmp_path / "b.md")[0] == 0
+    assert asked == ["dense"]  # kept from the first time
+
+
+def test_report_goes_to_report_html(run, trained: Path, tmp_path: Path, monkeypatch) -> None:
+    run("evaluate", trained / "dense", *FEW)
+    monkeypatch.chdir(tmp_path)
+    assert run("report", trained / "dense")[1].splitlines()[-1] == "report.html"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+# ---- the other verbs: each is one call
+
+
+def test_demo_is_one_call(run, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def run_demo(out: Path, seed: int, console) -> dict:
+        calls.append((out, seed, console.stderr))
+        return {"rows": [], "verdict": "all is well", "report": str(out / "report.html")}
+
+    monkeypatch.setattr("ironrank.recipes.demo.run_demo", run_demo)
+    code, out, _ = run("demo", "--out", tmp_path, "--seed", 2)
+    assert (code, out) == (0, f"all is well\n{tmp_path}/report.html\n")
+    assert json.loads(run("demo", "--out", tmp_path, "--json")[1])["verdict"] == "all is well"
+    assert calls == [(tmp_path, 2, True), (tmp_path, 0, True)]
+
+
+def test_bench_is_one_call(run, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def measure(*arguments: object, progress, **options: object) -> dict:
+        calls.append((arguments, options))
+        progress("lenet5")
+        return {"rows": []}
+
+    monkeypatch.setattr("ironrank.bench.main_train_step", measure)
+    code, out, err = run("bench", "--net", "lenet5", "--nominal", 80, "--rounds", 3, "--threads", 1, "--json")
+    assert (code, json.loads(out), err) == (0, {"rows": []}, "lenet5\n")
+    assert calls == [
+        ((["lenet5"], [80], 3, 128, 0.1, 0.45, 1), {"layout": "channels_last", "peak": False, "out": None})
+    ]
+    run("bench", "--json")
+    assert calls[1][0][:2] == (("lenet5", "vgg16", "wrn16-4", "resnet18"), (50, 80))
+
+
+def test_export_says_that_it_is_not_built(run) -> None:
+    code, out, err = run("export", "runs/a", "--to", "onnx")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: export of runs/a: not built yet")
