@@ -7,8 +7,9 @@ train together (see `test_methods`).
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,17 +153,18 @@ def small_batch(dtype: torch.dtype = torch.float32, n: int = 24) -> tuple[torch.
 
 @dataclass
 class Fit:
-    """A method at work on the small problem, without the training loop."""
+    """A method at work on the small problem, without the training loop; ``begun`` is False for an attached one."""
 
     method: Method
     optimizer: Optimizer
     dtype: torch.dtype = torch.float32
+    begun: bool = True
 
     def __post_init__(self) -> None:
         self.x, self.y = small_batch(self.dtype)
         self.model = self.method.prepare(small_net(self.dtype))
         self.built = self.optimizer.build(self.method.groups(self.model))
-        self.state = self.method.init(self.model)
+        self.state = self.method.init(self.model) if self.begun else {}
         self.t = 0
 
     def backward(self) -> torch.Tensor:
@@ -189,16 +191,27 @@ def tiny_run(folder: str, **change: Any) -> Run:
     return Run(**(whole | change))
 
 
+def with_validation(run: Run, fraction: float) -> Run:
+    """The same run with another fraction of the training images held out."""
+    return replace(run, data=replace(run.data, validation=fraction))
+
+
 def join_and_train(rank: int, world: int, meeting: str, folder: str, out: str) -> None:
-    """Train with every method, as one of several processes."""
+    """Train with every method, as one of several processes; then once more with the second process late."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     for name, case in METHOD_CASES.items():
-        train(tiny_run(folder, method=case.low), Path(out) / name, resume=True)
         dist.barrier()
-    dist.destroy_process_group()
+        train(tiny_run(folder, method=case.low, epochs=1), Path(out) / name)
+    time.sleep(0.5 * rank)
+    try:
+        train(tiny_run(folder, epochs=1), Path(out) / "late")
+    except Exception as error:
+        (Path(out) / f"error-{rank}.txt").write_text(str(error))
+    else:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -99,12 +99,11 @@ def test_help_names_every_verb(run) -> None:
         assert all(f" {verb} " in out for verb in OPTIONS)
 
 
-def test_as_a_module_and_as_a_program() -> None:
-    for source in (["-m", "ironrank"], ["-c", "from ironrank.cli import main; main()"]):
-        done = subprocess.run(
-            [sys.executable, *source, "--version"], capture_output=True, text=True, timeout=120
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, f"ironrank {ironrank.__version__}\n", "")
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "ironrank", "train", "condlr/lenet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: recipe 'condlr/lenet': did you mean 'condlr/lenet5-mnist'?")
 
 
 def test_heavy_imports_wait_until_a_verb_runs() -> None:
@@ -214,6 +213,11 @@ def test_train_json_is_all_that_is_on_stdout(run, mnist: str, tmp_path: Path) ->
 
 def test_quiet_shows_nothing(run, mnist: str, tmp_path: Path) -> None:
     assert run(*train(mnist, tmp_path / "a", "--quiet"))[2] == ""
+
+
+def test_only_the_first_of_several_processes_speaks(run, mnist: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(*train(mnist, tmp_path / "a")) == (0, "", "")
 
 
 def test_the_default_folder_is_named_after_the_recipe(run, mnist: str, tmp_path: Path, monkeypatch) -> None:

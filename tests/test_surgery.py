@@ -222,8 +222,9 @@ def test_transformers_of_torch_still_run(make, training):
     assert all(found[name] for name in found if "self_attn" in name or "linear" in name)
     torch.manual_seed(1)
     before = net(x)
-    torch.manual_seed(1)
-    assert same(factorize(net)(x), before)
+    factorize(net)
+    torch.manual_seed(1)  # dropout
+    assert same(net(x), before)
 
 
 @torch.no_grad()

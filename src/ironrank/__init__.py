@@ -1,21 +1,38 @@
 """ironrank: neural networks that are small, fast and hard to fool.
 
-factorize, plan, deploy        make layers of any module low-rank, in place; plain layers for deployment
-CondLR, SVD, UV, Dense         methods: in the training of this package, or attached to your own loop
-train, Run                     the one training loop and its configuration
-evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
-load_model, save               models as JSON and safetensors, rebuilt without the method that made them
+    factorize, plan, deploy        make layers of any module low-rank, in place; plain layers for deployment
+    CondLR, SVD, UV, Dense         methods: in the training of this package, or attached to your own loop
+    train, Run                     the one training loop and its configuration
+    evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
+    load_model, save               models as JSON and safetensors, rebuilt without the method that made them
+
+The names are looked up when they are first used, so that ``import ironrank`` and ``ironrank --help`` do not load torch.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from ironrank.artifact import load_model, save
-from ironrank.audit import evaluate, evaluate_folder
-from ironrank.errors import IronrankError
-from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
-from ironrank.methods import SVD, UV, CondLR, Dense, Method
-from ironrank.surgery import deploy, factorize, plan
-from ironrank.training import Run, train
+if TYPE_CHECKING:
+    from ironrank.artifact import load_model, save
+    from ironrank.audit.evaluate import evaluate, evaluate_folder
+    from ironrank.errors import IronrankError
+    from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
+    from ironrank.methods import SVD, UV, CondLR, Dense, Method
+    from ironrank.surgery import deploy, factorize, plan
+    from ironrank.training import Run, train
+
+_HOMES = {
+    "surgery": ("factorize", "plan", "deploy"),
+    "layers": ("FactoredLinear", "FactoredConv1d", "FactoredConv2d", "FactoredConv3d"),
+    "methods": ("Method", "Dense", "SVD", "UV", "CondLR"),
+    "training": ("Run", "train"),
+    "audit.evaluate": ("evaluate", "evaluate_folder"),
+    "artifact": ("load_model", "save"),
+    "errors": ("IronrankError",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "factorize",
@@ -39,3 +56,13 @@ __all__ = [
     "IronrankError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ironrank' has no attribute '{name}'")
+    return getattr(import_module(f"ironrank.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

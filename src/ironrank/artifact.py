@@ -72,9 +72,13 @@ def build(layout: Layout) -> nn.Module:
         raise IronrankError(
             "the layout names no architecture: pass the dense model, load_model(folder, model=...)"
         )
-    shape, classes, mean, std = layout["spec"]
-    spec = DataSpec(tuple(shape), classes, tuple(mean), tuple(std))
-    return decode(Model, layout["model"], {Model: MODELS}, "model").build(spec)
+    try:
+        shape, classes, mean, std = layout["spec"]
+        spec = DataSpec(tuple(shape), classes, tuple(mean), tuple(std))
+        return decode(Model, layout["model"], {Model: MODELS}, "model").build(spec)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IronrankError(f"the layout describes no model ({reason}): it is damaged") from None
 
 
 def restore(
@@ -165,7 +169,9 @@ def read_layout(notes: dict[str, str], path: Path) -> Layout:
     try:
         layout = json.loads(notes["layout"])
     except (KeyError, ValueError):
-        raise IronrankError(f"{path} carries no layout: it was not written by ironrank") from None
+        layout = None
+    if not isinstance(layout, dict) or not isinstance(layout.get("layers"), dict):
+        raise IronrankError(f"{path} carries no layout: it was not written by ironrank, or is damaged")
     if layout.get("format") != 1:
         raise IronrankError(f"{path} has layout format {layout.get('format')}: this version reads format 1")
     return layout

@@ -84,9 +84,7 @@ def ironrank(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for runs and report.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Runs and report.")] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -101,12 +99,8 @@ def demo(
 
 @app.command(name="list")
 def list_(
-    family: Annotated[
-        str | None, typer.Argument(metavar="[FAMILY]", help="Such as methods or recipes.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One of them: show its settings.")
-    ] = None,
+    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="Such as methods.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A member; show its settings.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what there is to choose from: recipes, methods, models, data, attacks and more."""
@@ -121,9 +115,7 @@ def list_(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name of a recipe; see `ironrank list recipes`.")
-    ],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="See `ironrank list recipes`.")],
     overrides: Overrides = None,
     data: Data = None,
     out: Out = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,12 @@ def progress(quiet: bool = False) -> Console | None:
     Returns:
         A console on stderr, or None.
     """
-    return None if quiet else Console(stderr=True)
+    return None if quiet or not speaks() else Console(stderr=True)
+
+
+def speaks() -> bool:
+    """Return whether this process speaks for all: under ``torchrun``, only the first one does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show(result: Any, render: Callable[[Any], RenderableType], as_json: bool) -> None:
@@ -37,6 +43,8 @@ def show(result: Any, render: Callable[[Any], RenderableType], as_json: bool) ->
         render: Makes something that a rich console prints; a text is printed as it is.
         as_json: Print the plain values as JSON instead, and nothing else.
     """
+    if not speaks():
+        return
     shown = json.dumps(plain_json(result), indent=2, allow_nan=False) if as_json else render(result)
     if isinstance(shown, str):
         typer.echo(shown)

@@ -80,8 +80,8 @@ def number(text: str) -> float:
     if "/" in text:
         try:
             return float(Fraction(text.replace(" ", "")))
-        except ZeroDivisionError:
-            raise ValueError(f"'{text}' divides by zero") from None
+        except ArithmeticError:
+            raise ValueError(f"'{text}' is no finite number") from None
     return float(text)
 
 

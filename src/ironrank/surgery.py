@@ -275,14 +275,14 @@ def _reads_weight(model: nn.Module, name: str) -> str:
     """Return the class of an enclosing module whose code reads ``.weight`` or ``.bias`` of the layer, or nothing."""
     parts = name.split(".")
     for depth in range(len(parts)):
-        owner: Any = model.get_submodule(".".join(parts[:depth]))
-        if type(owner).__module__.startswith("torch.nn.modules.container"):
+        kind: Any = type(model.get_submodule(".".join(parts[:depth])))
+        if kind.__module__.startswith("torch.nn.modules.container"):
             continue
         path = "".join(
             r"(?:\[[^\]]*\]|\.\w+)" if part.isdigit() else rf"\.{re.escape(part)}" for part in parts[depth:]
         )
-        if re.search(rf"\bself{path}\.(weight|bias)\b", _forward_source(type(owner))):
-            return type(owner).__name__
+        if re.search(rf"\bself{path}\.(weight|bias)\b", _forward_source(kind)):
+            return kind.__name__
     return ""
 
 

@@ -140,7 +140,7 @@ def evaluate_folder(
     curve = [PGD(norm=norm, eps=factor * max(radii), steps=steps) for factor in CURVE]
     result = evaluate(model, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs)
     result |= {
-        "name": name or folder.name,
+        "name": name or folder.resolve().name,
         "recipe": run.recipe,
         "method": encode(run.method),
         "objective": encode(run.objective),

@@ -23,7 +23,7 @@ class Tangential(Protocol):
     def project(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
         """Make the gradients tangent."""
 
-    def retract(self, model: nn.Module, before: dict[int, Tensor]) -> None:
+    def retract(self, model: nn.Module, before: dict[int, Tensor], t: int) -> None:
         """Bring the factors back after the step."""
 
 
@@ -69,14 +69,17 @@ class Attached:
         self.remove()
 
     def _on_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if args or kwargs.get("closure") is not None:
+        given = [
+            value for value in (*args, kwargs.get("closure")) if value is not None and value is not optimizer
+        ]
+        if given:
             raise IronrankError(
                 "attach works with optimizer.step() without a closure: compute the gradients before it"
             )
         self._before = self._method.project(self._model, optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self._method.retract(self._model, self._before)
+        self._method.retract(self._model, self._before, self.steps)
         self._before = {}
         self.steps += 1
 

@@ -43,18 +43,24 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
-from ironrank.linalg import clamp, horizontal, nearest_orthogonal, normal, retract_cholesky, side_by_side
-from ironrank.linalg.precision import full_precision
+from ironrank.linalg import (
+    clamp,
+    condition_number,
+    horizontal,
+    nearest_orthogonal,
+    orthonormality_error,
+    retract_cholesky,
+    side_by_side,
+)
 from ironrank.linalg.spectrum import CENTRES
 from ironrank.methods.attached import Attached
 from ironrank.methods.base import Backward, State
 from ironrank.methods.lowrank import LowRank
+from ironrank.methods.tangent import CORRECTIONS, make_tangent, steps_straight
 from ironrank.settings import setting
 from ironrank.surgery import factored_layers, weight_matrices
 
-CORRECTIONS = ("exact", "scalar", "none")
 SCALES = ("weights", "norm")
-_MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family call their first moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +147,7 @@ class CondLR(LowRank):
         loss = backward()
         before = self.project(model, optimizer)  # (1), and the momentum of (2)
         optimizer.step()  # (2)
-        self.retract(model, before, constrain=(t + 1) % self.every == 0)  # (3), (4)
+        self.retract(model, before, t)  # (3), (4)
         return loss
 
     def finish(self, model: nn.Module, state: State) -> nn.Module:
@@ -179,8 +185,8 @@ class CondLR(LowRank):
         return given[-1] if given else self.tau
 
     def constrain(self, model: nn.Module) -> None:
-        """Bring every basis and core into the constraint set, from anywhere; the model is changed in place."""
-        self._to_set(model, passes=2)
+        """Bring every basis and core into the constraint set, in place; those that are in it stay as they are."""
+        self._to_set(model, passes=2, only_outside=True)
 
     def project(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
         """Make gradients and momentum of all bases tangent, in place: equation (1).
@@ -201,22 +207,22 @@ class CondLR(LowRank):
         side_by_side(work, sorted((task for task in tasks if task[0].grad is not None), key=_size))
         return {id(U): U.detach().clone() for U, _ in tasks if not steps_straight(optimizer, U)}
 
-    def retract(self, model: nn.Module, before: Mapping[int, Tensor], constrain: bool = True) -> None:
+    def retract(self, model: nn.Module, before: Mapping[int, Tensor], t: int) -> None:
         """Bring U, V and S back to the constraint set after a step: equations (3) and (4).
 
         Args:
             model: The prepared model, after the optimizer's step.
             before: What `project` returned: their steps are made tangent first.
-            constrain: False to leave the factors where the step took them, for retractions every few steps.
+            t: Number of the step, from 0: where it is not the last of ``every``, factors stay where it took them.
         """
         with torch.no_grad():
             for U in (basis for _, layer in cores(model) for basis in (layer.U, layer.V)):
                 if (old := before.get(id(U))) is not None:
                     U.copy_(old + horizontal(old, U - old))
-        if constrain:
+        if (t + 1) % self.every == 0:
             self._to_set(model, passes=1 if self.every == 1 else 2)
 
-    def _to_set(self, model: nn.Module, passes: int) -> None:
+    def _to_set(self, model: nn.Module, passes: int, only_outside: bool = False) -> None:
         layers = cores(model)
         tasks: list[tuple[nn.Parameter, float | None]] = [
             (layer.S, self.tau_of(name)) for name, layer in layers
@@ -226,6 +232,8 @@ class CondLR(LowRank):
         @torch.no_grad()
         def work(task: tuple[nn.Parameter, float | None]) -> None:
             factor, tau = task
+            if only_outside and is_inside(factor, tau):
+                return
             if tau is None:
                 factor.copy_(retract_cholesky(factor, passes))
             else:
@@ -236,74 +244,25 @@ class CondLR(LowRank):
         side_by_side(work, sorted(tasks, key=_size))
 
 
+def is_inside(factor: Tensor, tau: float | None) -> bool:
+    """Return whether a core has condition number at most ``1 + tau``, or, for tau None, a basis is orthonormal.
+
+    Args:
+        factor: Core (r, r) or basis (n, r).
+        tau: Allowed excess of the condition number; None for a basis.
+
+    Returns:
+        True where it holds up to rounding.
+    """
+    slack = 32 * torch.finfo(factor.dtype).eps
+    if tau is None:
+        return orthonormality_error(factor).item() <= slack
+    return condition_number(factor).item() <= 1 + tau + slack
+
+
 def cores(model: nn.Module) -> list[tuple[str, Any]]:
     """Return the layers that hold a core, with their full names."""
     return [(name, layer) for name, layer in factored_layers(model) if layer.S is not None]
-
-
-@torch.no_grad()
-def make_tangent(U: nn.Parameter, S: Tensor, optimizer: torch.optim.Optimizer, correction: str) -> None:
-    """Replace the gradient of a basis by equation (1), and project the momentum, in place.
-
-    The buffer of SGD with momentum mu becomes ``mu b + g`` in the coming step, so there one projection serves both:
-    ``g - U U^T (g + mu b)`` instead of ``g - U U^T g`` and ``b - U U^T b``. The bits of the step are the same but for
-    rounding.
-
-    Args:
-        U: The basis (n, r), with a gradient; for V, pass ``S^T``.
-        S: The core (r, r).
-        optimizer: The optimizer, whose first moment of U is projected.
-        correction: "exact", "scalar" or "none".
-    """
-    assert U.grad is not None
-    gradient, moments = corrected(U.grad, S, correction), optimizer.state.get(U, {})
-    buffer, mu = moments.get("momentum_buffer"), _plain_momentum(optimizer, U)
-    if buffer is not None and mu is not None:
-        U.grad.copy_(gradient - normal(U, gradient + mu * buffer))
-        return
-    for name in _MOMENTS:  # (2): a tangent vector of the last point is not one of this point
-        if moments.get(name) is not None:
-            moments[name].copy_(horizontal(U, moments[name]))
-    U.grad.copy_(horizontal(U, gradient))
-
-
-def _plain_momentum(optimizer: torch.optim.Optimizer, U: nn.Parameter) -> float | None:
-    """Return mu where the step is ``b <- mu b + g``, ``U <- U - lr b``, else None."""
-    if not steps_straight(optimizer, U):
-        return None
-    group = next(group for group in optimizer.param_groups if any(p is U for p in group["params"]))
-    return None if group["nesterov"] or group["dampening"] else group["momentum"]
-
-
-@full_precision
-def corrected(G: Tensor, S: Tensor, correction: str = "exact") -> Tensor:
-    """Return ``G (S S^T)^{-1}``, or its scalar stand-in.
-
-    Args:
-        G: Gradient of a basis (n, r).
-        S: The core (r, r).
-        correction: "exact"; "scalar" for ``G r / tr(S S^T)``; "none" for G.
-
-    Returns:
-        The corrected gradient (n, r).
-    """
-    if correction == "none":
-        return G
-    if correction == "scalar":
-        return G * (S.shape[-1] / S.square().sum())
-    L, info = torch.linalg.cholesky_ex(S @ S.mT)
-    if bool(info):  # singular core: the limit of the flow does not exist, the pseudo-inverse stays finite
-        return G @ torch.linalg.pinv(S @ S.mT, hermitian=True)
-    return G @ torch.cholesky_inverse(L)
-
-
-def steps_straight(optimizer: torch.optim.Optimizer, U: nn.Parameter) -> bool:
-    """Return whether the optimizer moves U along its gradient and momentum only, so that tangents stay tangents."""
-    if type(optimizer) is not torch.optim.SGD:
-        return False
-    return not any(
-        group["weight_decay"] and any(p is U for p in group["params"]) for group in optimizer.param_groups
-    )
 
 
 def _size(task: tuple[Tensor, Any]) -> float:

@@ -17,21 +17,24 @@ from __future__ import annotations
 import dataclasses
 
 from ironrank.attacks import PGD
-from ironrank.data import CIFAR10, CIFAR100, MNIST, Dataset
-from ironrank.errors import IronrankError
+from ironrank.data import CIFAR10, CIFAR100, MNIST
+from ironrank.errors import IronrankError, nearest
 from ironrank.methods import SVD, UV, CondLR, Dense, Method
-from ironrank.models import VGG16, LeNet5, Model, WideResNet
+from ironrank.models import VGG16, LeNet5, WideResNet
 from ironrank.optim import SGD, Steps
 from ironrank.training import Run
 
 MODES = ("dense", "svd", "uv", "condlr")
 
 
+_L2 = PGD(norm="L2", eps=0.1, steps=10)
+
+
 def lenet5_mnist(
     mode: str = "condlr",
     nominal: int = 80,
     tau: float = 0.1,
-    epochs: int = 20,
+    epochs: int | None = None,
     seed: int = 0,
     tiny: bool = False,
 ) -> Run:
@@ -41,107 +44,127 @@ def lenet5_mnist(
         mode: "dense", "svd", "uv" or "condlr".
         nominal: Nominal compression in percent: ranks are ``ceil((1 - nominal/100) full rank)``.
         tau: CondLR's bound on the condition number is ``1 + tau``.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; by default 20, tiny 1.
         seed: Seed of everything random.
-        tiny: A quarter of the width and small batches, to try the recipe out.
+        tiny: A narrow net and small batches, to try the recipe out.
 
     Returns:
         The run.
     """
-    data = MNIST(validation=0.25)
-    validate = PGD(norm="Linf", eps=0.1, steps=5)
-    sgd = SGD(lr=0.1, momentum=0.3)
-    model = LeNet5(width=0.25) if tiny else LeNet5()
-    return _published(
-        "condlr/lenet5-mnist", data, model, sgd, mode, nominal, tau, epochs, seed, 128, validate, tiny
+    run = Run(
+        recipe="condlr/lenet5-mnist",
+        data=MNIST(validation=0.25),
+        model=LeNet5(width=0.25 if tiny else 1.0),
+        optimizer=SGD(lr=0.1, momentum=0.3),
+        schedule=Steps(),
+        epochs=_length(epochs, 20, tiny),
+        batch_size=32 if tiny else 128,
+        seed=seed,
+        validate=PGD(norm="Linf", eps=0.1, steps=5),
+        validate_images=64 if tiny else 500,
     )
+    return staged(run, mode, nominal, tau)
 
 
 def vgg16_cifar10(
     mode: str = "condlr",
     nominal: int = 80,
     tau: float = 0.1,
-    epochs: int = 120,
+    epochs: int | None = None,
     seed: int = 0,
     tiny: bool = False,
 ) -> Run:
-    """VGG16 with batch norm on CIFAR-10; for the arguments see `lenet5_mnist`."""
-    data, sgd = CIFAR10(validation=0.25, augment="crop-flip"), SGD(lr=0.05, momentum=0.45)
-    model = VGG16(width=0.0625) if tiny else VGG16()
-    return _published(
-        "condlr/vgg16-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny
+    """VGG16 with batch norm on CIFAR-10, 120 epochs; for the arguments see `lenet5_mnist`."""
+    run = Run(
+        recipe="condlr/vgg16-cifar10",
+        data=CIFAR10(validation=0.25, augment="crop-flip"),
+        model=VGG16(width=0.0625 if tiny else 1.0),
+        optimizer=SGD(lr=0.05, momentum=0.45),
+        schedule=Steps(),
+        epochs=_length(epochs, 120, tiny),
+        batch_size=32 if tiny else 128,
+        seed=seed,
+        validate=_L2,
+        validate_images=64 if tiny else 500,
     )
+    return staged(run, mode, nominal, tau)
 
 
 def wrn16_4_cifar10(
     mode: str = "condlr",
     nominal: int = 80,
     tau: float = 0.1,
-    epochs: int = 120,
+    epochs: int | None = None,
     seed: int = 0,
     tiny: bool = False,
 ) -> Run:
-    """WRN-16-4 on CIFAR-10; for the arguments see `lenet5_mnist`."""
+    """WRN-16-4 on CIFAR-10, 120 epochs; for the arguments see `lenet5_mnist`."""
     # the published scripts use lr 0.05 for tau = 0 at 50 and momentum 0.95 for tau = 0.1 at 80: set them by --set
-    data, sgd = CIFAR10(validation=0.25, augment="crop-flip"), SGD(lr=0.08, momentum=0.5)
-    model = WideResNet(width=0.125) if tiny else WideResNet()
-    return _published(
-        "condlr/wrn16-4-cifar10", data, model, sgd, mode, nominal, tau, epochs, seed, 128, _L2, tiny
+    run = Run(
+        recipe="condlr/wrn16-4-cifar10",
+        data=CIFAR10(validation=0.25, augment="crop-flip"),
+        model=WideResNet(width=0.125 if tiny else 1.0),
+        optimizer=SGD(lr=0.08, momentum=0.5),
+        schedule=Steps(),
+        epochs=_length(epochs, 120, tiny),
+        batch_size=32 if tiny else 128,
+        seed=seed,
+        validate=_L2,
+        validate_images=64 if tiny else 500,
     )
+    return staged(run, mode, nominal, tau)
 
 
 def wrn16_4_cifar100(
     mode: str = "condlr",
     nominal: int = 50,
     tau: float = 0.1,
-    epochs: int = 120,
+    epochs: int | None = None,
     seed: int = 0,
     tiny: bool = False,
 ) -> Run:
-    """WRN-16-4 on CIFAR-100, published at 50 only; for the arguments see `lenet5_mnist`."""
-    data, sgd = CIFAR100(validation=0.25, augment="crop-flip"), SGD(lr=0.1, momentum=0.5)
-    model = WideResNet(width=0.125) if tiny else WideResNet()
-    return _published(
-        "condlr/wrn16-4-cifar100", data, model, sgd, mode, nominal, tau, epochs, seed, 256, _L2, tiny
+    """WRN-16-4 on CIFAR-100, 120 epochs, published at 50 only; for the arguments see `lenet5_mnist`."""
+    run = wrn16_4_cifar10(mode="dense", epochs=epochs, seed=seed, tiny=tiny)
+    run = dataclasses.replace(
+        run,
+        recipe="condlr/wrn16-4-cifar100",
+        data=CIFAR100(validation=0.25, augment="crop-flip"),
+        optimizer=SGD(lr=0.1, momentum=0.5),
+        batch_size=32 if tiny else 256,
     )
+    return staged(run, mode, nominal, tau)
 
 
-_L2 = PGD(norm="L2", eps=0.1, steps=10)
+def _length(epochs: int | None, published: int, tiny: bool) -> int:
+    return epochs if epochs is not None else 1 if tiny else published
 
 
-def _published(
-    recipe: str, data: Dataset, model: Model, sgd: SGD, mode: str, nominal: int, tau: float, epochs: int, seed: int,
-    batch: int, validate: PGD, tiny: bool,
-) -> Run:  # fmt: skip
-    if tiny:
-        epochs, batch = min(epochs, 1), 32
-    if not 0 <= nominal < 100:
-        raise IronrankError(f"nominal={nominal}: allowed is 0 to 99 (nominal compression in percent)")
-    run = Run(recipe=recipe, data=data, model=model, optimizer=sgd, schedule=Steps(), epochs=epochs, batch_size=batch,
-              seed=seed, validate=validate, validate_images=64 if tiny else 500)  # fmt: skip
-    return staged(run, mode, (100 - nominal) / 100, tau)
-
-
-def staged(run: Run, mode: str, keep: float, tau: float) -> Run:
+def staged(run: Run, mode: str, nominal: int, tau: float) -> Run:
     """Give a run its method. SVD trains dense for half of the epochs first, so that all modes have the same budget.
 
     Args:
         run: The dense run.
         mode: "dense", "svd", "uv" or "condlr".
-        keep: Kept fraction of each layer's full rank, in (0, 1].
+        nominal: Nominal compression in percent, from 0 to 99.
         tau: CondLR's tau.
 
     Returns:
         The run.
 
     Raises:
-        IronrankError: If the mode has another name.
+        IronrankError: If the mode has another name, or the compression is out of range.
     """
     if mode not in MODES:
-        raise IronrankError(f"mode={mode!r}: allowed is {', '.join(MODES)}")
-    centre = "rms" if tau == 0 else "mean"  # as published
-    methods: dict[str, Method] = {"dense": Dense(), "svd": SVD(keep=keep), "uv": UV(keep=keep),
-                                  "condlr": CondLR(keep=keep, tau=tau, centre=centre)}  # fmt: skip
+        raise IronrankError(f"mode={mode!r}: {nearest(mode, list(MODES))}")
+    if not 0 <= nominal < 100:
+        raise IronrankError(f"nominal={nominal}: allowed is 0 to 99 (nominal compression in percent)")
+    keep, centre = (100 - nominal) / 100, "rms" if tau == 0 else "mean"  # centres as published
+    methods: dict[str, Method] = {
+        "dense": Dense(),
+        "svd": SVD(keep=keep),
+        "uv": UV(keep=keep),
+        "condlr": CondLR(keep=keep, tau=tau, centre=centre),
+    }
     if mode != "svd":
         return dataclasses.replace(run, method=methods[mode])
     first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)

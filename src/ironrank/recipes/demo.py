@@ -16,12 +16,12 @@ from rich.console import Console
 from ironrank.attacks import PGD
 from ironrank.audit import evaluate_folder
 from ironrank.data import FashionSmall
+from ironrank.errors import IronrankError, nearest
 from ironrank.files import read_lines
 from ironrank.methods import SVD, CondLR, Dense
 from ironrank.models import LeNet5
 from ironrank.objectives import Madry
 from ironrank.optim import SGD, OneCycle
-from ironrank.report import build
 from ironrank.training import Run, train
 
 EPS = 0.1
@@ -31,7 +31,7 @@ def demo(
     mode: str = "condlr",
     nominal: int = 80,
     tau: float = 0.1,
-    epochs: int = 8,
+    epochs: int | None = None,
     seed: int = 0,
     tiny: bool = False,
 ) -> Run:
@@ -41,15 +41,20 @@ def demo(
         mode: "dense", "svd" or "condlr"; "svd" needs ``start``, a dense run folder.
         nominal: Nominal compression in percent.
         tau: CondLR's bound on the condition number is ``1 + tau``.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; by default 8, tiny 1.
         seed: Seed of everything random.
-        tiny: A quarter of the width and one epoch.
+        tiny: A quarter of the width.
 
     Returns:
         The run.
+
+    Raises:
+        IronrankError: If the mode has another name.
     """
     keep = (100 - nominal) / 100
     methods = {"dense": Dense(), "svd": SVD(keep=keep), "condlr": CondLR(keep=keep, tau=tau)}
+    if mode not in methods:
+        raise IronrankError(f"mode={mode!r}: {nearest(mode, list(methods))}")
     return Run(
         recipe="demo",
         data=FashionSmall(validation=0.1),
@@ -58,7 +63,7 @@ def demo(
         method=methods[mode],
         optimizer=SGD(lr=0.1, momentum=0.9),
         schedule=OneCycle(),
-        epochs=1 if tiny else epochs,
+        epochs=epochs if epochs is not None else 1 if tiny else 8,
         seed=seed,
         validate=PGD(norm="Linf", eps=EPS, steps=10),
         validate_images=100 if tiny else 500,
@@ -79,6 +84,8 @@ def run_demo(
     Returns:
         ``rows``, the evaluations of the three nets, and ``report``, the path of the page.
     """
+    from ironrank.report import build  # drawing is not needed to train
+
     out = Path(out)
     dense = demo("dense", seed=seed, tiny=tiny)
     truncated = dataclasses.replace(demo("svd", epochs=4, seed=seed, tiny=tiny), start=str(out / "dense"))

@@ -2,7 +2,7 @@
 
 The colours below are those of the light page; in a drawing each stands for a CSS variable (``--s0`` ...) that
 the style sheet sets for light and for dark. The six of either kind stay apart, by a CIE 1976 distance above
-30, for protan, deutan and tritan eyes too (simulated after Machado et al. 2009, IEEE TVCG 15:1291).
+25, for protan, deutan and tritan eyes too (simulated after Machado et al. 2009, IEEE TVCG 15:1291).
 """
 
 from __future__ import annotations

@@ -101,10 +101,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     layout = read_layout(notes, path)
     try:
         progress = Progress(**json.loads(notes["progress"]))
-        numbers = json.loads(notes["numbers"])
-    except (KeyError, ValueError, TypeError):
+        progress.best = (float(progress.best[0]), float(progress.best[1]))
+        numbers = dict(json.loads(notes["numbers"]))
+    except (KeyError, ValueError, TypeError, IndexError):
         raise IronrankError(f"{path} is no checkpoint: its header is incomplete; train again") from None
-    progress.best = (progress.best[0], progress.best[1])
 
     def part(head: str) -> dict[str, Tensor]:
         return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}

@@ -21,7 +21,7 @@ from ironrank.optim import set_lr
 from ironrank.settings import encode
 from ironrank.surgery import factored_layers, weight_matrices
 from ironrank.training.checkpoint import Progress, load_checkpoint, restore_optimizer, save_checkpoint
-from ironrank.training.processes import average_gradients, process
+from ironrank.training.processes import average_gradients, barrier, join, process
 from ironrank.training.progress import watching
 from ironrank.training.run import Run, decode_run
 
@@ -55,19 +55,27 @@ def train(
         IronrankError: If the folder holds another run or cannot be written, the data is missing, or the loss is not
             finite.
     """
+    join()
     out = Path(out)
-    _open_folder(out, run, resume)
+    _check_folder(out, run, resume)
     start = run.start
     if isinstance(start, Run):
+        run.method.prepare(
+            run.model.build(run.data.spec)
+        )  # a mistake in this stage shows before the first is trained
         if not (out / "start" / WHICH["best"]).is_file() or not (out / CHECKPOINT).is_file():
             train(start, out / "start", resume=True, console=console)
         start = str(out / "start")
-    job = _Job(run, out, start)
+    job = _Job(
+        run, out, start
+    )  # whatever is wrong with data or settings shows here, before anything is written
+    job.open_folder()
     with watching(console, job.steps, job.progress.step) as watcher:
         while job.progress.epoch < run.epochs and not (until is not None and job.progress.epoch >= until):
             job.epoch(watcher)
     if job.progress.epoch >= run.epochs:
         job.finish()
+    barrier()
     return out
 
 
@@ -95,12 +103,19 @@ class _Job:
         self.optimizer = run.optimizer.build(run.method.groups(self.model))
         if checkpoint is None:
             self.state, self.progress = run.method.init(self.model), Progress()
-            write_text(out / "metrics.jsonl", "")
         else:
             self.state = {name: tensor.to(run.device) for name, tensor in checkpoint.state.items()}
             self.progress = checkpoint.progress
             restore_optimizer(self.optimizer, checkpoint)
-            self._cut_metrics()
+
+    def open_folder(self) -> None:
+        """Write run.json, and metrics.jsonl without lines whose steps are taken again."""
+        if self.rank == 0:
+            path = self.out / "metrics.jsonl"
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+            write_json(self.out / "run.json", encode(self.run))
+            write_text(path, "".join(lines[: self.progress.lines]))
+        barrier()
 
     def _load(self) -> tuple[Images, Images]:
         images = self.run.data.load("train")
@@ -206,12 +221,6 @@ class _Job:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _cut_metrics(self) -> None:
-        """Drop the lines that were written after the checkpoint: their steps are taken again."""
-        path = self.out / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        write_text(path, "".join(lines[: self.progress.lines]))
-
     def _blown_up(self, loss: float) -> str:
         where = ""
         conds = {name: _width(matrix) for name, matrix in weight_matrices(self.model)}
@@ -241,8 +250,8 @@ def _started(start: str, model: nn.Module) -> nn.Module:
     return model
 
 
-def _open_folder(out: Path, run: Run, resume: bool) -> None:
-    """Make or check the run folder, and write run.json."""
+def _check_folder(out: Path, run: Run, resume: bool) -> None:
+    """Refuse a folder that is a file, holds a run that shall not go on, or holds another run."""
     there = out / "run.json"
     if out.exists() and not out.is_dir():
         raise IronrankError(f"{out} is a file: name a folder for the run")
@@ -255,7 +264,6 @@ def _open_folder(out: Path, run: Run, resume: bool) -> None:
             raise IronrankError(
                 f"{out} holds another run (it differs in {', '.join(names)}): choose another folder"
             )
-    write_json(there, encode(run))
 
 
 def _identity(value: Any) -> Any:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import nn
+
+
+def join() -> None:
+    """Join the process group that ``torchrun`` announces in the environment; nothing where there is none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def process() -> tuple[int, int]:
@@ -12,6 +20,12 @@ def process() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if process()[1] > 1:
+        dist.barrier()
 
 
 def average_gradients(model: nn.Module, count: int) -> None:
@@ -23,11 +37,11 @@ def average_gradients(model: nn.Module, count: int) -> None:
     """
     if process()[1] == 1:
         return
-    total = torch.tensor(float(count))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    total = torch.tensor(float(count), device=parameters[0].device)
     dist.all_reduce(total)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradient.mul_(count / total.item())
-            dist.all_reduce(gradient)
-            parameter.grad = gradient
+    for parameter in parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradient.mul_(count / total.item())
+        dist.all_reduce(gradient)
+        parameter.grad = gradient

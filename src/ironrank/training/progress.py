@@ -10,10 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Watcher:
-    """Shows steps and epochs; a watcher without a console shows nothing."""
+    """Shows steps in a bar, where there is a terminal, and a line for each epoch; without a console nothing."""
 
-    def __init__(self, bar: Progress | None = None, total: int = 0, done: int = 0) -> None:
-        self._bar = bar
+    def __init__(
+        self, console: Console | None = None, bar: Progress | None = None, total: int = 0, done: int = 0
+    ) -> None:
+        self._console, self._bar = console, bar
         self._task = None if bar is None else bar.add_task("training", total=total, completed=done, note="")
 
     def step(self, note: str) -> None:
@@ -31,14 +33,14 @@ class Watcher:
         Args:
             line: The epoch's metrics.
         """
-        if self._bar is not None:
+        if self._console is not None:
             parts = [f"epoch {line['epoch']}", f"loss {line['loss']:.4f}"]
             for key, text in (("val_clean", "validation clean"), ("val_robust", "robust")):
                 if line.get(key) is not None:
                     parts.append(f"{text} {100 * float(line[key] or 0):.1f} %")
             if "max_cond" in line:
                 parts.append(f"largest cond {line['max_cond']:.4f}")
-            self._bar.console.print("  ".join(parts))
+            self._console.print("  ".join(parts), soft_wrap=True)
 
 
 @contextmanager
@@ -56,7 +58,10 @@ def watching(console: Console | None, total: int, done: int = 0) -> Iterator[Wat
     if console is None:
         yield Watcher()
         return
+    if not console.is_terminal:
+        yield Watcher(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
-        yield Watcher(bar, total, done)
+        yield Watcher(console, bar, total, done)

@@ -1,0 +1,396 @@
+"""The loop: what it writes, when it stops, which weights it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from cases import ATTACK_CASES, METHOD_CASES, tiny_run, with_validation
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+
+from ironrank.artifact import load_model
+from ironrank.attacks import ATTACKS, PGD
+from ironrank.audit.accuracy import accuracy, robust_accuracy
+from ironrank.data import mix, split
+from ironrank.errors import IronrankError
+from ironrank.linalg import condition_number
+from ironrank.methods import SVD, UV, CondLR, Dense
+from ironrank.models import LeNet5, ResNet18
+from ironrank.objectives import Madry
+from ironrank.optim import SGD, AdamW, Cosine, Steps
+from ironrank.settings import encode
+from ironrank.surgery import factored_layers
+from ironrank.training import Run, decode_run, train
+from ironrank.training.checkpoint import load_checkpoint
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def refused(call, *words: str) -> str:
+    with pytest.raises(IronrankError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+    return message
+
+
+def test_every_attack_has_a_case():
+    assert ATTACK_CASES.keys() == ATTACKS.keys()
+    assert all(attack.name == name for name, attack in ATTACK_CASES.items())
+
+
+# ---- what is written
+
+
+def test_a_run_leaves_its_folder(mnist, tmp_path):
+    run = tiny_run(mnist, method=CondLR(keep=0.5), schedule=Steps(milestones=(0.5,), gamma=0.1))
+    folder = train(run, str(tmp_path / "deep" / "run"))
+    assert folder == tmp_path / "deep" / "run"
+    files = ["checkpoint.safetensors", "last.safetensors", "layout.json", "metrics.jsonl", "model.safetensors", "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert decode_run(json.loads((folder / "run.json").read_text())) == run
+    lines = lines_of(folder)
+    assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 8]  # every 2 steps, and after 4 steps an epoch
+    for line in lines:
+        assert math.isfinite(line["loss"]) and line["max_cond"] <= 1.1 + 1e-5 and line["orthonormality"] <= 1e-5
+        assert line["lr"] == pytest.approx(0.1 if line["step"] <= 4 else 0.01)
+    for number, line in enumerate((line for line in lines if "epoch" in line), start=1):
+        assert line["epoch"] == number and line["seconds"] > 0
+        assert 0 <= line["val_robust"] <= line["val_clean"] <= 1
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(mnist, tmp_path):
+    lines = lines_of(train(tiny_run(mnist, epochs=1, log_every=1), tmp_path / "run"))
+    assert lines[-1]["loss"] == pytest.approx(sum(line["loss"] for line in lines[:-1]) / 4, rel=1e-6)
+
+
+def test_another_seed_is_another_run_and_the_same_seed_the_same(mnist, tmp_path):
+    a, b, c = (train(tiny_run(mnist, seed=seed, epochs=1), tmp_path / name) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    one, two, three = (load_file(folder / "last.safetensors") for folder in (a, b, c))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["fc1.weight"], three["fc1.weight"])
+
+
+@pytest.mark.parametrize("attack", ATTACK_CASES)
+def test_validation_is_of_the_delivered_weights_under_the_named_attack(attack, mnist, tmp_path):
+    run = tiny_run(mnist, validate=ATTACK_CASES[attack], optimizer=AdamW(lr=0.01), epochs=4)
+    folder = train(run, tmp_path / "run")
+    _, held_out = split(run.data.load("train"), 0.25, run.seed)
+    assert len(held_out) == 16
+    model = load_model(folder, "last")
+    last = lines_of(folder)[-1]
+    assert accuracy(model, held_out) == last["val_clean"]
+    assert robust_accuracy(model, held_out, run.validate, mix(run.seed, "validate")) == last["val_robust"]
+
+
+def test_the_best_weights_are_those_of_the_best_robust_then_clean_epoch(mnist, tmp_path, monkeypatch):
+    robust, clean = iter([0.1, 0.3, 0.3, 0.3, 0.2]), iter([0.9, 0.5, 0.6, 0.5, 0.9])
+    monkeypatch.setattr("ironrank.training.loop.robust_accuracy", lambda *_, **__: next(robust))
+    monkeypatch.setattr("ironrank.training.loop.accuracy", lambda *_, **__: next(clean))
+    run = tiny_run(mnist, epochs=5)
+    folder = train(run, tmp_path / "run")
+    third = train(tiny_run(mnist, epochs=5), tmp_path / "again", until=0)
+    scores = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr("ironrank.training.loop.robust_accuracy", lambda *_, **__: next(scores))
+    monkeypatch.setattr("ironrank.training.loop.accuracy", lambda *_, **__: 0.5)
+    train(run, third, resume=True, until=3)
+    best = load_file(folder / "model.safetensors")
+    assert all(torch.equal(best[key], tensor) for key, tensor in load_checkpoint(third / "checkpoint.safetensors").model.items())
+    assert not torch.equal(best["fc1.weight"], load_file(folder / "last.safetensors")["fc1.weight"])
+
+
+def test_without_held_out_images_the_best_is_the_last(mnist, tmp_path):
+    folder = train(with_validation(tiny_run(mnist, method=CondLR(keep=0.5)), 0.0), tmp_path / "run")
+    best, last = load_file(folder / "model.safetensors"), load_file(folder / "last.safetensors")
+    assert all(torch.equal(best[key], last[key]) for key in best)
+    assert "val_clean" not in lines_of(folder)[-1]
+    assert lines_of(folder)[-1]["step"] == 2 * 5  # 64 images
+
+
+def test_no_epoch_is_only_the_preparation(mnist, tmp_path):
+    folder = train(tiny_run(mnist, method=CondLR(keep=0.5), epochs=0), tmp_path / "run")
+    assert lines_of(folder) == []
+    for which in ("best", "last"):
+        assert len(factored_layers(load_model(folder, which))) == 4
+
+
+@pytest.mark.parametrize("change", [
+    {"precision": "bfloat16", "epochs": 1}, {"channels_last": False}, {"optimizer": AdamW(lr=0.01), "schedule": Cosine()},
+    {"objective": Madry(attack=PGD(eps=0.1, steps=2)), "epochs": 1}, {"batch_size": 1000}, {"batch_size": 47},
+])  # fmt: skip
+def test_runs_of_other_kinds(change, mnist, tmp_path):
+    folder = train(tiny_run(mnist, method=CondLR(keep=0.5), **change), tmp_path / "run")
+    last = lines_of(folder)[-1]
+    assert math.isfinite(last["loss"]) and last["max_cond"] <= 1.1 + 1e-5 and last["orthonormality"] <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["dense", "condlr"])
+def test_the_memory_layout_changes_no_result(method, mnist, tmp_path):
+    runs = [tiny_run(mnist, method=METHOD_CASES[method].low, epochs=1, channels_last=flag) for flag in (True, False)]
+    one, two = (load_file(train(run, tmp_path / str(k)) / "last.safetensors") for k, run in enumerate(runs))
+    assert all((one[key] - two[key]).abs().max() < 1e-5 for key in one)
+
+
+def test_progress_is_shown_where_asked(mnist, tmp_path, capsys):
+    console = Console(width=120, record=True, force_terminal=False)
+    train(tiny_run(mnist, method=CondLR(keep=0.5), epochs=1), tmp_path / "run", console=console)
+    shown = console.export_text()
+    assert "epoch 1  loss 2." in shown and "validation clean" in shown and "largest cond 1.1" in shown
+    capsys.readouterr()
+    train(tiny_run(mnist, epochs=1), tmp_path / "silent")
+    assert capsys.readouterr().out == ""
+
+
+# ---- stop and go on
+
+
+class PowerCut(Exception):
+    pass
+
+
+def test_a_run_that_died_goes_on_from_its_last_epoch(mnist, tmp_path, monkeypatch):
+    run = tiny_run(mnist, method=CondLR(keep=0.5), epochs=3, log_every=1)
+    straight = train(run, tmp_path / "straight")
+    plain, left = CondLR.step, 6
+
+    def dying(self, *arguments):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise PowerCut
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(CondLR, "step", dying)
+    with pytest.raises(PowerCut):
+        train(run, tmp_path / "died")
+    assert lines_of(tmp_path / "died")[-1]["step"] == 6, "two steps of the second epoch are logged"
+    left = 1000
+    died = train(run, tmp_path / "died", resume=True)
+    without = [{k: v for k, v in line.items() if k != "seconds"} for line in lines_of(straight)]
+    assert [{k: v for k, v in line.items() if k != "seconds"} for line in lines_of(died)] == without
+    for file in ("last.safetensors", "model.safetensors"):
+        a, b = load_file(straight / file), load_file(died / file)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_resuming_a_finished_run_changes_nothing(mnist, tmp_path):
+    run = tiny_run(mnist, method=CondLR(keep=0.5))
+    folder = train(run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    train(run, folder, resume=True)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} == set()
+
+
+def test_resume_starts_where_there_is_nothing_yet(mnist, tmp_path):
+    assert (train(tiny_run(mnist, epochs=1), tmp_path / "run", resume=True) / "model.safetensors").is_file()
+
+
+def test_resume_refuses_another_run(mnist, tmp_path):
+    run = tiny_run(mnist, epochs=1)
+    folder = train(run, tmp_path / "run")
+    refused(lambda: train(run, folder), "holds a run already", "--resume")
+    other = dataclasses.replace(run, epochs=2, optimizer=SGD(lr=0.2, momentum=0.3))
+    refused(lambda: train(other, folder, resume=True), "holds another run (it differs in optimizer, epochs)")
+    refused(lambda: train(dataclasses.replace(run, method=UV()), folder, resume=True), "(it differs in method)")
+    (folder / "run.json").write_text("{}")
+    refused(lambda: train(run, folder, resume=True), "run.json is incomplete")
+    (folder / "run.json").write_text("[1]")
+    refused(lambda: train(run, folder, resume=True), "holds no run")
+    (folder / "run.json").write_text("{")
+    refused(lambda: train(run, folder, resume=True), "run.json is damaged")
+
+
+def test_a_run_goes_on_where_device_and_data_folder_have_other_names(mnist, tmp_path):
+    """Also in its earlier stage."""
+    first = tiny_run(mnist, epochs=1)
+    run = tiny_run(mnist, method=SVD(keep=0.5), start=first)
+    folder = train(run, tmp_path / "run", until=1)
+    text = (folder / "run.json").read_text().replace(mnist, "/elsewhere").replace('"cpu"', '"cuda"')
+    (folder / "run.json").write_text(text)
+    train(run, folder, resume=True)
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: data[:50], lambda data: b""])
+def test_a_damaged_checkpoint_is_refused(damage, mnist, tmp_path):
+    run = tiny_run(mnist)
+    folder = train(run, tmp_path / "run", until=1)
+    path = folder / "checkpoint.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    refused(lambda: train(run, folder, resume=True), "checkpoint.safetensors is damaged")
+
+
+def test_a_model_file_is_no_checkpoint(mnist, tmp_path):
+    run = tiny_run(mnist, epochs=1)
+    folder = train(run, tmp_path / "run")
+    (folder / "checkpoint.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    refused(lambda: train(run, folder, resume=True), "is no checkpoint: its header is incomplete")
+
+
+def test_a_mistake_leaves_no_folder_that_stands_in_the_way(mnist, tmp_path):
+    run = tiny_run(str(tmp_path / "nowhere"), epochs=1)
+    refused(lambda: train(run, tmp_path / "run"), "there is no folder")
+    assert train(tiny_run(mnist, epochs=1), tmp_path / "run").is_dir()
+    refused(lambda: train(tiny_run(mnist, method=UV(ranks={"fc9": 1})), tmp_path / "wrong"), "no layer matches 'fc9'")
+    assert train(tiny_run(mnist, epochs=1), tmp_path / "wrong").is_dir()
+
+
+def test_a_file_is_no_folder(mnist, tmp_path):
+    (tmp_path / "file").write_text("x")
+    refused(lambda: train(tiny_run(mnist), tmp_path / "file"), "is a file: name a folder for the run")
+
+
+def test_a_second_process_that_comes_late_disturbs_nothing(mnist, tmp_path, monkeypatch):
+    """Rank 1 opens the folder when rank 0 has written its first files and lines."""
+    run = tiny_run(mnist)
+    folder = train(run, tmp_path / "run", until=1)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".jsonl")}
+    monkeypatch.setattr("ironrank.training.loop.process", lambda: (1, 2))
+    monkeypatch.setattr("ironrank.training.loop.barrier", lambda: None)
+    train(run, folder, resume=True, until=1)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+# ---- an earlier stage
+
+
+def test_svd_starts_from_the_trained_dense_net(mnist, tmp_path):
+    dense = tiny_run(mnist, epochs=2)
+    folder = train(tiny_run(mnist, method=SVD(keep=1.0), epochs=0, start=dense), tmp_path / "run")
+    first, truncated = load_model(folder / "start"), load_model(folder)
+    x = torch.rand(4, 1, 28, 28)
+    assert not factored_layers(first) and len(factored_layers(truncated)) == 4
+    assert (first(x) - truncated(x)).abs().max() < 1e-4
+    again = train(tiny_run(mnist, method=SVD(keep=1.0), epochs=1, start=str(folder / "start")), tmp_path / "again")
+    assert len(factored_layers(load_model(again))) == 4
+
+
+def test_a_stage_that_died_goes_on(mnist, tmp_path):
+    run = tiny_run(mnist, method=SVD(keep=0.5), epochs=2, start=tiny_run(mnist, epochs=2))
+    straight = train(run, tmp_path / "straight")
+    train(run.start, tmp_path / "died" / "start", until=1)
+    died = train(run, tmp_path / "died", until=1)
+    train(run, died, resume=True)
+    a, b = load_file(straight / "last.safetensors"), load_file(died / "last.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_start_that_does_not_fit_is_refused(mnist, tmp_path):
+    factored = train(tiny_run(mnist, method=UV(keep=0.5), epochs=0), tmp_path / "factored")
+    other = train(tiny_run(mnist, model=LeNet5(width=0.2), epochs=0), tmp_path / "other")
+    refused(lambda: train(tiny_run(mnist, start=str(factored)), tmp_path / "a"), "that run is factored already")
+    refused(lambda: train(tiny_run(mnist, start=str(other)), tmp_path / "b"), "has another architecture")
+    refused(lambda: train(tiny_run(mnist, start=str(tmp_path / "none")), tmp_path / "c"), "no file", "train first")
+
+
+# ---- numbers that blow up
+
+
+# DEFECT training/loop.py, _Job.step: where the weights stop being finite inside `method.step` (CondLR's clamp), torch's
+# LinAlgError reaches the user. Mend: catch torch.linalg.LinAlgError there and say what `_blown_up` says.
+@pytest.mark.parametrize("method", [*METHOD_CASES, "condlr-0"])
+@pytest.mark.parametrize("lr", [100.0, 1e30])
+def test_a_loss_that_blows_up_stops_the_run_and_names_a_layer(method, lr, mnist, tmp_path):
+    chosen = CondLR(keep=0.5, tau=0.0) if method == "condlr-0" else METHOD_CASES[method].low
+    run = tiny_run(mnist, method=chosen, optimizer=SGD(lr=lr, momentum=0.0), epochs=8)
+    message = refused(lambda: train(run, tmp_path / "run"), "lower optimizer.lr", "condition number", str(tmp_path))
+    assert any(f"'{name}'" in message for name in ("conv1", "conv2", "fc1", "fc2"))
+
+
+class Exploding(nn.Module):
+    """Passes on its input, until its loss is not finite."""
+
+    def forward(self, x):
+        return x * float("nan")
+
+
+# DEFECT training/loop.py, _blown_up: takes the condition number of a rank-r weight over all min(n, m) singular values, so
+# that every low-rank layer counts as infinite and the first one is blamed. Mend: condition_number(matrix, layer.rank).
+def test_the_layer_that_is_named_is_the_one_with_the_widest_spectrum(mnist, tmp_path, monkeypatch):
+    def poisoned(self, model, x, y, *, generator=None):
+        nn.init.zeros_(model.fc1.S)
+        model.fc1.S.data.diagonal().copy_(torch.logspace(0, -3, model.fc1.rank))
+        return super(Dense, self).__call__(model, x, y) if False else model(x).sum() * float("nan")
+
+    monkeypatch.setattr("ironrank.objectives.Clean.__call__", poisoned)
+    run = tiny_run(mnist, method=CondLR(ranks={"conv*": 2, "fc*": 5}, first="low-rank", last="low-rank"))
+    message = refused(lambda: train(run, tmp_path / "run"), "the loss is nan at step 0", "'fc1'")
+    assert "condition number 1e+03" in message
+
+
+def test_a_layer_that_is_not_finite_is_the_one_that_is_named(mnist, tmp_path, monkeypatch):
+    def poisoned(self, model, x, y, *, generator=None):
+        model.conv2.weight.data[0, 0] = math.nan
+        return model(x).sum()
+
+    monkeypatch.setattr("ironrank.objectives.Clean.__call__", poisoned)
+    refused(lambda: train(tiny_run(mnist), tmp_path / "run"), "the loss is nan at step 0", "'conv2' (condition number inf)")
+
+
+# DEFECT training/loop.py: weights that stop being finite in the very last step are written as a finished run.
+def test_a_run_whose_last_step_blows_up_is_not_finished(mnist, tmp_path):
+    run = tiny_run(mnist, optimizer=SGD(lr=1e38, momentum=0.0), epochs=1, batch_size=1000)
+    refused(lambda: train(run, tmp_path / "run"), "lower optimizer.lr")
+
+
+# ---- settings of a run
+
+
+def test_runs_survive_json(mnist):
+    runs = [
+        tiny_run(mnist, method=case.low, start=tiny_run(mnist), objective=Madry(attack=attack, label_smoothing=0.1))
+        for case in METHOD_CASES.values() for attack in ATTACK_CASES.values()
+    ]  # fmt: skip
+    runs += [tiny_run(mnist, model=ResNet18(width=0.1), start="somewhere", schedule=Cosine(warmup=0.1))]
+    runs += [tiny_run(mnist, method=CondLR(ranks={"a": 3}, exclude=("b",), taus={"c": 0.5}))]
+    for run in runs:
+        text = json.dumps(encode(run), allow_nan=False)
+        assert decode_run(json.loads(text)) == run
+        assert json.dumps(encode(decode_run(json.loads(text)))) == text
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"epochs": -1}, "run.epochs=-1: allowed is at least 0"),
+    ({"batch_size": 0}, "run.batch_size=0: allowed is at least 1"),
+    ({"precision": "float16"}, "run.precision='float16': allowed is float32, bfloat16"),
+    ({"method": "condlr"}, "run.method='condlr': a Method is needed"),
+    ({"data": None}, "run.data=None: a Dataset is needed"),
+    ({"seed": -1}, "run.seed=-1: allowed is at least 0"),
+    ({"start": 3}, "run.start=3"),
+])  # fmt: skip
+def test_impossible_runs_are_refused(change, words, mnist):
+    refused(lambda: tiny_run(mnist, **change), words)
+
+
+def test_unknown_names_in_run_json_are_refused(mnist):
+    value = encode(tiny_run(mnist))
+    refused(lambda: decode_run(value | {"method": {"name": "condrl"}}), "condrl", "did you mean 'condlr'")
+    refused(lambda: decode_run(value | {"method": {"name": "condlr", "tao": 1}}), "condlr.tao: no such setting")
+    refused(lambda: decode_run(value | {"epoch": 1}), "run.epoch: no such setting")
+    refused(lambda: decode_run({"name": "run"}), "run.json is incomplete")
+    for broken in ([], None, 3, "run"):
+        refused(lambda broken=broken: decode_run(broken), "holds no run")
+
+
+def test_the_condition_of_a_watched_run_is_that_of_its_weights(mnist, tmp_path):
+    folder = train(tiny_run(mnist, method=CondLR(keep=0.5, tau=0.5), epochs=1), tmp_path / "run")
+    layers = factored_layers(load_model(folder, "last"))
+    conds = [float(condition_number(layer.matrix().detach(), layer.rank)) for _, layer in layers]
+    assert lines_of(folder)[-1]["max_cond"] == pytest.approx(max(conds), rel=1e-5)
+
+
+def test_runs_are_compared_by_value(mnist):
+    assert tiny_run(mnist) == tiny_run(mnist) != tiny_run(mnist, seed=1)
+    assert isinstance(tiny_run(mnist), Run)

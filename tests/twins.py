@@ -1,0 +1,107 @@
+"""Slow reference twins: the methods once more, in float64 and numpy, straight from the formulas.
+
+A twin shares no code with the library. It holds full matrices ``I - U U^T``, inverts explicitly, and takes the gradient of
+the full weight from a plain torch net; the gradients of the factors follow by the chain rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+# Maps weight matrices and biases (torch, float64) to the loss.
+Loss = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]
+
+
+def sign_fixed_qr(Y: Array) -> Array:
+    """Q of the QR decomposition whose R has a positive diagonal."""
+    Q, R = np.linalg.qr(Y)
+    return Q @ np.diag(np.where(np.diag(R) < 0, -1.0, 1.0))
+
+
+def into_band(S: Array, tau: float, centre: str) -> Array:
+    """Singular values clipped to ``[c - e, c + e]``, ``e = tau c / (2 + tau)``."""
+    P, s, Qt = np.linalg.svd(S)
+    c = s.mean() if centre == "mean" else np.sqrt(np.mean(s**2))
+    e = tau * c / (2 + tau)
+    return P @ np.diag(np.clip(s, c - e, c + e)) @ Qt
+
+
+def weight(U: Array, S: Array, V: Array) -> Array:
+    """``U S V^T``."""
+    return U @ S @ V.T
+
+
+def tangent_projection(U: Array, V: Array, G: Array) -> Array:
+    """Orthogonal projection of G on the tangent space of the rank-r matrices at ``U S V^T``."""
+    PU, PV = U @ U.T, V @ V.T
+    return PU @ G + G @ PV - PU @ G @ PV
+
+
+def correction(S: Array, kind: str) -> Array:
+    """``(S S^T)^{-1}``, or a multiple of the identity in its place."""
+    r = len(S)
+    if kind == "exact":
+        return np.linalg.inv(S @ S.T)
+    return np.eye(r) * {"scalar": r / np.trace(S @ S.T), "none": 1.0}[kind]
+
+
+@dataclass
+class CondLRTwin:
+    """CondLR with SGD for a net whose weights are all factored, ``W_l = U_l S_l V_l^T``."""
+
+    loss: Loss
+    U: list[Array]
+    S: list[Array]
+    V: list[Array]
+    bias: list[Array]
+    tau: float
+    centre: str = "mean"
+    correction: str = "exact"
+    lr: float = 0.1
+    momentum: float = 0.0
+    nesterov: bool = False
+    buffers: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.U, self.V = [sign_fixed_qr(U) for U in self.U], [sign_fixed_qr(V) for V in self.V]
+        self.S = [into_band(S, self.tau, self.centre) for S in self.S]
+
+    def gradients(self) -> tuple[list[Array], list[Array]]:
+        """Gradients of the loss with respect to the full weights and the biases."""
+        W = [weight(U, S, V) for U, S, V in zip(self.U, self.S, self.V, strict=True)]
+        weights = [torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in W]
+        biases = [torch.tensor(b, dtype=torch.float64, requires_grad=True) for b in self.bias]
+        loss = self.loss(weights, biases)
+        gradients = torch.autograd.grad(loss, [*weights, *biases])
+        arrays = [g.numpy() for g in gradients]
+        return arrays[: len(weights)], arrays[len(weights) :]
+
+    def direction(self, key: str, gradient: Array, project: Array | None = None) -> Array:
+        """What is subtracted, times lr; the old buffer is projected to the present tangent space before it is used."""
+        if self.momentum == 0:
+            return gradient
+        old = self.buffers.get(key)
+        if old is not None and project is not None:
+            old = project @ old
+        self.buffers[key] = gradient if old is None else self.momentum * old + gradient
+        return gradient + self.momentum * self.buffers[key] if self.nesterov else self.buffers[key]
+
+    def step(self) -> None:
+        """One step of all layers at once, from one gradient."""
+        G, gb = self.gradients()
+        for k, (U, S, V) in enumerate(zip(self.U, self.S, self.V, strict=True)):
+            gU, gS, gV = G[k] @ V @ S.T, U.T @ G[k] @ V, G[k].T @ U @ S
+            PU, PV = np.eye(len(U)) - U @ U.T, np.eye(len(V)) - V @ V.T
+            dU = self.direction(f"U{k}", PU @ gU @ correction(S, self.correction), PU)
+            dV = self.direction(f"V{k}", PV @ gV @ correction(S.T, self.correction), PV)
+            dS = self.direction(f"S{k}", gS)
+            self.U[k] = sign_fixed_qr(U - self.lr * dU)
+            self.V[k] = sign_fixed_qr(V - self.lr * dV)
+            self.S[k] = into_band(S - self.lr * dS, self.tau, self.centre)
+            self.bias[k] = self.bias[k] - self.lr * self.direction(f"b{k}", gb[k])
