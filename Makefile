@@ -1,4 +1,4 @@
-# Everything happens in .venv; nothing needs to be installed or activated by hand. `make help` lists the targets.
+# Everything happens in .venv; nothing needs to be installed or activated by hand.
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -30,6 +30,7 @@ def parser(description: str, out: str) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--n", type=int, default=1000, help="test images that are attacked")
     made.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    made.add_argument("--no-train", action="store_true", help="judge what is trained, leave the rest out")
     made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return made
 
@@ -41,7 +42,8 @@ def run_all(
     if options.worker:
         torch.set_num_threads(1)
         for name, run in cells:
-            _take(options.out / name, run, options.n, judge)
+            if not options.no_train or (options.out / name / "last.safetensors").is_file():
+                _take(options.out / name, run, options.n, judge)
         return
     for taken in options.out.glob("*.taken"):  # left behind by a run that was killed
         shutil.rmtree(taken)

@@ -48,7 +48,9 @@ def _linear(shape: tuple[int, ...], n: int, m: int, **options: Any) -> LayerCase
     return LayerCase(FactoredLinear, nn.Linear, (m, n), options, shape)
 
 
-def _conv(dims: int, size: tuple[int, ...], kernel: Any, n: int = 6, batch: int | None = 2, **options: Any) -> LayerCase:
+def _conv(
+    dims: int, size: tuple[int, ...], kernel: Any, n: int = 6, batch: int | None = 2, **options: Any
+) -> LayerCase:
     kind = {1: FactoredConv1d, 2: FactoredConv2d, 3: FactoredConv3d}[dims]
     dense = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
     return LayerCase(kind, dense, (3, n, kernel), options, (*([] if batch is None else [batch]), 3, *size))
@@ -140,7 +142,14 @@ METHOD_CASES: dict[str, MethodCase] = {
 def small_net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """A net of one convolution and two linear layers for 1 x 6 x 6 images and 3 classes."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(1, 4, 3), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(64, 10), nn.LeakyReLU(0.1), nn.Linear(10, 3)]
+    layers = [
+        nn.Conv2d(1, 4, 3),
+        nn.LeakyReLU(0.1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+        nn.LeakyReLU(0.1),
+        nn.Linear(10, 3),
+    ]
     return nn.Sequential(*layers).to(dtype)
 
 
@@ -169,7 +178,9 @@ class Fit:
 
     def backward(self) -> torch.Tensor:
         self.built.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(self.x), self.y) + self.method.penalty(self.model, self.state)
+        loss = nn.functional.cross_entropy(self.model(self.x), self.y) + self.method.penalty(
+            self.model, self.state
+        )
         loss.backward()
         return loss.detach()
 

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from cases import LAYERS, LayerCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from cases import LAYERS, LayerCase
 from ironrank.errors import IronrankError
 from ironrank.layers import FACTORED, Factored, FactoredConv1d, FactoredConv2d, FactoredLinear
 from ironrank.linalg import USV, UV, orthonormality_error
@@ -24,7 +24,9 @@ dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 some = pytest.mark.parametrize("name", ["linear-wide", "conv1d-strided-reflect", "conv2d-same", "conv3d"])
 
 
-def factored(case: LayerCase, rank: int | None, core: bool = True, dtype: torch.dtype = torch.float64) -> Factored:
+def factored(
+    case: LayerCase, rank: int | None, core: bool = True, dtype: torch.dtype = torch.float64
+) -> Factored:
     """The layer nearest to the case's dense one, with factors that are neither orthonormal nor diagonal."""
     dense = case.make_dense(dtype)
     full = min(dense.weight.shape[0], dense.weight[0].numel())
@@ -44,7 +46,9 @@ def low(case: LayerCase) -> int:
 
 def same(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype = torch.float64) -> bool:
     a, b = a.detach(), b.detach()
-    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE[dtype] * max(1.0, b.abs().max().item()))
+    return a.shape == b.shape and bool(
+        (a - b).abs().max() <= TOLERANCE[dtype] * max(1.0, b.abs().max().item())
+    )
 
 
 def test_every_kind_of_layer_has_a_case():
@@ -120,7 +124,9 @@ def test_the_deployed_form_is_plain_torch_and_equal(case, core, rank):
     assert same(plain(x), layer(x))
     assert all(type(m).__module__.startswith("torch.") and not m.training for m in plain.modules())
     assert (type(plain) is case.dense) == layer.deploys_dense
-    assert plain(x).dtype == torch.float64 and not ({p.data_ptr() for p in plain.parameters()} & pointers(layer))
+    assert plain(x).dtype == torch.float64 and not (
+        {p.data_ptr() for p in plain.parameters()} & pointers(layer)
+    )
 
 
 def pointers(module: nn.Module) -> set[int]:
@@ -191,8 +197,14 @@ def test_factors_that_do_not_fit_are_refused():
     wrong = {
         "takes USV": (layer, UV(torch.ones(4, 2), torch.ones(6, 2))),
         "without takes UV": (bare, USV(torch.ones(4, 2), torch.eye(2), torch.ones(6, 2))),
-        r"V of shape \(4, 2\): expected \(6, 2\)": (layer, USV(torch.ones(4, 2), torch.eye(2), torch.ones(4, 2))),
-        r"S of shape \(3, 3\): expected \(2, 2\)": (layer, USV(torch.ones(4, 2), torch.eye(3), torch.ones(6, 2))),
+        r"V of shape \(4, 2\): expected \(6, 2\)": (
+            layer,
+            USV(torch.ones(4, 2), torch.eye(2), torch.ones(4, 2)),
+        ),
+        r"S of shape \(3, 3\): expected \(2, 2\)": (
+            layer,
+            USV(torch.ones(4, 2), torch.eye(3), torch.ones(6, 2)),
+        ),
     }
     for words, (target, factors) in wrong.items():
         with pytest.raises(IronrankError, match=words):

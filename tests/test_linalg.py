@@ -170,7 +170,9 @@ def test_cholesky_gives_the_q_of_qr_after_a_tangent_step(shape, dtype, passes):
 
 
 @few
-@given(n=st.integers(1, 20), r=st.integers(1, 20), seed=st.integers(0, 10_000), passes=st.sampled_from([1, 2]))
+@given(
+    n=st.integers(1, 20), r=st.integers(1, 20), seed=st.integers(0, 10_000), passes=st.sampled_from([1, 2])
+)
 def test_the_q_with_a_positive_diagonal_is_unique(n, r, seed, passes):
     n, r = max(n, r), min(n, r)
     Y = spread(n, r, cond=20, seed=seed)
@@ -284,7 +286,9 @@ def test_a_batch_gives_what_a_loop_gives(function):
 @pytest.mark.parametrize("tau", [0.0, 1e-3, 0.1, 0.5, 10.0])
 @pytest.mark.parametrize("r", [1, 2, 7])
 def test_clamped_cores_obey_the_bound(r, tau, centre, dtype):
-    S = torch.stack([*draw(1000, r, r), *(point(1000, r, r, seed=1) * (1 + 0.1 * draw(1000, 1, r, seed=2)))]).to(dtype)
+    S = torch.stack(
+        [*draw(1000, r, r), *(point(1000, r, r, seed=1) * (1 + 0.1 * draw(1000, 1, r, seed=2)))]
+    ).to(dtype)
     s = singular_values(clamp(S, tau, centre))
     assert (s[:, 0] / s[:, -1]).max() <= 1 + tau + (1e-12 if dtype == whole else 1e-5)
 
@@ -316,7 +320,9 @@ def test_the_clamp_about_its_own_mean_is_not_idempotent_as_documented():
     moved = (clamp(once, 0.1) - once).flatten(1).norm(dim=1)
     assert (moved > 1e-9).double().mean() > 0.9
     s = singular_values(once)
-    fixed = torch.stack([clamp_into(S, float(a), float(b)) for S, a, b in zip(once, s[:, -1], s[:, 0], strict=True)])
+    fixed = torch.stack(
+        [clamp_into(S, float(a), float(b)) for S, a, b in zip(once, s[:, -1], s[:, 0], strict=True)]
+    )
     assert close(fixed, once, 1e-12), "for a fixed band it is"
 
 
@@ -360,7 +366,10 @@ def test_a_zero_core_stays_zero():
 def test_the_clamp_refuses_what_makes_no_sense():
     with pytest.raises(IronrankError, match="tau=-0.1: allowed is at least 0"):
         clamp(draw(3, 3), -0.1)
-    for function in (lambda: clamp(draw(3, 3), 0.1, "median"), lambda: nearest_orthogonal(draw(3, 3), "median")):
+    for function in (
+        lambda: clamp(draw(3, 3), 0.1, "median"),
+        lambda: nearest_orthogonal(draw(3, 3), "median"),
+    ):
         with pytest.raises(IronrankError, match="centre='median': allowed is mean, rms"):
             function()
 
@@ -412,7 +421,13 @@ def test_half_precision_surroundings_do_not_reach_the_geometry(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         U = retract_qr(Y)
         results = {name: retract(Y) for name, retract in RETRACTIONS.items()}
-        others = [horizontal(U, Y), tangent(U, Y), clamp(S, 0.1), nearest_orthogonal(S), truncated_svd(Y, 2).U]
+        others = [
+            horizontal(U, Y),
+            tangent(U, Y),
+            clamp(S, 0.1),
+            nearest_orthogonal(S),
+            truncated_svd(Y, 2).U,
+        ]
         assert torch.is_autocast_enabled("cpu")
     for name, Q in results.items():
         assert Q.dtype == torch.float32 and orthonormality_error(Q) < 1e-5, name

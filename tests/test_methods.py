@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import cases
 import pytest
 import torch
-from cases import METHOD_CASES, Fit, holds_band, small_batch, small_net, tiny_run
 from safetensors.torch import load_file
 from torch import nn
 
+import cases
 import ironrank
+from cases import METHOD_CASES, Fit, holds_band, small_batch, small_net, tiny_run
 from ironrank.artifact import load_model
 from ironrank.linalg import USV, truncated_svd
 from ironrank.methods import METHODS, SVD, UV, CondLR, Method
@@ -65,7 +65,10 @@ def test_prepare_at_full_rank_changes_no_output(name):
 @pytest.mark.parametrize("last", ENDS)
 def test_prepare_at_full_rank_whatever_the_ends(kind, first, last):
     assert unchanged(kind(keep=1.0, first=first, last=last))
-    made = {n: layer.rank for n, layer in factored_layers(kind(keep=0.5, first=first, last=last).prepare(small_net()))}
+    made = {
+        n: layer.rank
+        for n, layer in factored_layers(kind(keep=0.5, first=first, last=last).prepare(small_net()))
+    }
     ends = {"low-rank": (2, 2), "full-rank": (4, 3), "dense": (None, None)}
     assert (made.get("0"), made["3"], made.get("5")) == (ends[first][0], 5, ends[last][1])
 
@@ -204,7 +207,11 @@ def test_a_process_may_come_late(two_processes):
 def finish(processes: list[subprocess.Popen], seconds: float) -> list[str]:
     """Wait for all; when one fails, end the others, which would wait for it forever."""
     until = time.monotonic() + seconds
-    while any(p.poll() is None for p in processes) and time.monotonic() < until and not any(p.poll() for p in processes):
+    while (
+        any(p.poll() is None for p in processes)
+        and time.monotonic() < until
+        and not any(p.poll() for p in processes)
+    ):
         time.sleep(0.05)
     for process in processes:
         if process.poll() is None:
@@ -258,7 +265,9 @@ class SketchADMM(Method):
 
     def init(self, model):
         found = [(name, W.detach()) for name, W in self.weights(model)]
-        return {f"Z/{n}": self.nearest(W) for n, W in found} | {f"Y/{n}": torch.zeros_like(W) for n, W in found}
+        return {f"Z/{n}": self.nearest(W) for n, W in found} | {
+            f"Y/{n}": torch.zeros_like(W) for n, W in found
+        }
 
     def penalty(self, model, state):
         gaps = [W - state[f"Z/{name}"] + state[f"Y/{name}"] for name, W in self.weights(model)]
@@ -310,7 +319,7 @@ class SketchAugmenting(Method):
     """
 
     name: ClassVar[str] = "sketch-augmenting"
-    tolerance: float = setting(0.2, "share of the core's norm that truncation may lose", gt=0)
+    tolerance: float = setting(0.001, "share of the core's norm that truncation may lose", gt=0)
     largest: int = setting(5, "largest rank", ge=1)
 
     def prepare(self, model):
