@@ -23,10 +23,10 @@ from grid import Cell, parser, run_all
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.audit import accuracy, withstood
-from ironrank.audit.evaluate import describe_layer
+from ironrank.audit.evaluate import describe_layer, for_inference
 from ironrank.files import read_json, read_lines, write_json, write_text
 from ironrank.recipes.condlr import lenet5_mnist
-from ironrank.surgery import deploy, weighted_layers
+from ironrank.surgery import weighted_layers
 from ironrank.training import Run
 
 SMALL = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06)  # the published range
@@ -68,7 +68,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
 
 def judge(folder: Path, run: Run, n: int) -> dict:
     model, images = load_model(folder, "last"), run.data.load("test")
-    net, first = deploy(model).eval(), images.first(n)
+    net, first = for_inference(model), images.first(n)
     result: dict = {"clean": accuracy(net, images), "n": n, "fgsm": {}, "pgd": {}, "worst": {}}
     for eps in SMALL:
         by_step = withstood(net, first, FGSM(eps=eps), 0)

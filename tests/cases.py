@@ -1,7 +1,7 @@
 """What the generic tests loop over: one entry for every kind of layer, every attack and every method.
 
-A member without an entry fails `test_every_..._has_a_case`. Run as a program, this file is one of several processes that
-train together (see `test_methods`).
+A member without an entry fails `test_every_..._has_a_case`. Run as a program, this file is one of several processes
+that train together (see `test_methods`).
 """
 
 from __future__ import annotations
@@ -194,11 +194,16 @@ class Fit:
 
 
 def tiny_run(folder: str, **change: Any) -> Run:
-    """LeNet5 at a tenth of its width on the small MNIST folder: 2 epochs of 3 or 4 steps."""
+    """LeNet5 at a tenth of its width on the small MNIST folder: 2 epochs of 4 steps."""
     whole = {
-        "data": MNIST(folder=folder, validation=0.25), "model": LeNet5(width=0.1), "optimizer": SGD(lr=0.1, momentum=0.3),
-        "epochs": 2, "batch_size": 15, "validate": FGSM(eps=0.05), "log_every": 2,
-    }  # fmt: skip
+        "data": MNIST(folder=folder, validation=0.25),
+        "model": LeNet5(width=0.1),
+        "optimizer": SGD(lr=0.1, momentum=0.3),
+        "epochs": 2,
+        "batch_size": 15,
+        "validate": FGSM(eps=0.05),
+        "log_every": 2,
+    }
     return Run(**(whole | change))
 
 

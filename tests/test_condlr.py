@@ -227,7 +227,7 @@ def test_tau_by_pattern():
     ({"correction": "half"}, "condlr.correction='half': allowed is exact, scalar, none"),
     ({"every": 0}, "condlr.every=0"),
     ({"keep": 0.0}, "condlr.keep=0: allowed is above 0 and at most 1"),
-    # DEFECT methods/condlr.py:91: an infinite tau by pattern passes, though `tau` itself must be finite; the band is NaN.
+    # DEFECT methods/condlr.py, __post_init__: an infinite tau by pattern passes, though `tau` itself must be finite.
     ({"taus": {"a": math.inf}}, r"condlr.taus\['a'\]=inf"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(change, words):
@@ -235,8 +235,8 @@ def test_settings_out_of_range_are_refused(change, words):
         CondLR(**change)
 
 
-# DEFECT methods/condlr.py:176, tau_of: a pattern in `taus` that matches no layer is ignored silently, so a typing error
-# leaves a layer without its bound; `ranks` and `exclude` refuse it.
+# DEFECT methods/condlr.py, prepare: a pattern in `taus` that matches no layer is ignored silently, so a typing error
+# leaves a layer without its bound; `ranks` and `exclude` refuse it. Mend: check the patterns in `prepare`.
 def test_a_tau_for_no_layer_is_refused():
     with pytest.raises(IronrankError, match="no layer matches 'fc9'"):
         CondLR(taus={"fc9": 0.0}).prepare(small_net())
@@ -274,10 +274,8 @@ def test_the_bounds_hold_every_so_many_steps_and_at_the_end(every):
     assert method.watch(method.finish(fit.model, {}), {})["max_cond"] <= 1.1 + 1e-5
 
 
-# DEFECT methods/condlr.py, constrain: moves what obeys the bounds already, since the clamp about the own mean is not
-# idempotent. So `finish` with every > 1 delivers another net than the one that was validated, and attaching to a net that
-# was trained by CondLR changes it. Mend: leave a layer alone whose core and bases are in the set.
 def test_a_net_that_obeys_the_bounds_is_left_alone():
+    """The clamp about the own mean is not idempotent; a validated net must still be the one that is delivered."""
     method = CondLR(keep=0.5, every=2, first="full-rank")
     fit = Fit(method, SGD(lr=0.2))
     for _ in range(2):
@@ -302,9 +300,8 @@ def test_the_momentum_that_is_used_is_tangent_to_the_present_point(nesterov):
                 assert (old.mT @ fit.built.state[basis]["momentum_buffer"]).abs().max() < 1e-12
 
 
-# DEFECT methods/condlr.py, _plain_momentum: does not look at `maximize`, where torch turns the sign of the gradient after
-# the hook, so that the normal part of the momentum is doubled instead of removed. Mend: treat it as not plain.
 def test_momentum_is_tangent_under_maximize():
+    """Torch turns the sign of the gradient after the method has projected it."""
     fit = Fit(CondLR(keep=0.5), SGD(lr=0.1), whole)
     fit.built = torch.optim.SGD(fit.method.groups(fit.model), lr=0.01, momentum=0.9, maximize=True)
     for _ in range(3):
@@ -335,8 +332,6 @@ def own_loop(fit: Fit, steps: int) -> None:
         fit.built.step()
 
 
-# DEFECT methods/attached.py:71, _on_step: torch passes the optimizer itself as args[0] to step hooks, so `if args` is
-# always true and every attached step raises "without a closure". attach() cannot work at all; all tests below need it.
 @taus
 @corrections
 @pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.3, False), (0.3, True)])
@@ -353,7 +348,6 @@ def test_attached_gives_the_same_bits_as_the_step(tau, correction, momentum, nes
         assert torch.equal(p, q), name
 
 
-# DEFECT methods/attached.py:76, _after_step: always constrains, whatever `every` says.
 @pytest.mark.parametrize("every", [2, 3])
 def test_attached_retracts_as_seldom_as_the_step(every):
     method = CondLR(keep=0.5, every=every)
@@ -403,7 +397,7 @@ def test_attached_refuses_a_closure():
 def test_attached_refuses_what_it_cannot_serve():
     net = small_net()
     with pytest.raises(
-        IronrankError, match="no layer of the model holds U, S and V; call ironrank.factorize"
+        IronrankError, match=r"no layer of the model holds U, S and V; call ironrank\.factorize"
     ):
         CondLR().attach(net, torch.optim.SGD(net.parameters()))
     bare = UV(keep=0.5).prepare(small_net())

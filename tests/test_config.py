@@ -191,7 +191,7 @@ def test_method_and_epochs_stay_in_their_stage() -> None:
 def test_the_earlier_stage_has_a_path_of_its_own() -> None:
     run = lenet("mode=svd", "start.epochs=9", "start.optimizer.lr=0.7", "start.objective=madry")
     assert (run.start.epochs, run.start.optimizer.lr) == (9, 0.7)
-    assert (run.optimizer.lr, run.objective) == (0.1, Clean())
+    assert (run.optimizer.lr, run.objective) == (0.01, Clean())
     assert isinstance(run.start.objective, Madry)
     run = lenet("mode=svd", "start.objective=madry", "validate.eps=0.2", "start.objective.attack.eps=0.3")
     assert run.start.validate.eps == run.validate.eps == 0.2
@@ -242,7 +242,7 @@ def test_start_can_be_replaced() -> None:
         ("mode=cond", ("mode='cond'", "condlr")),
         ("nominal=fifty", ("nominal='fifty'", "whole number")),
         ("epochs=2.5", ("epochs='2.5'", "whole number")),
-        ("epochs=none", ("epochs='none'", "whole number")),
+        ("seed=none", ("seed='none'", "whole number")),
         ("batch_size=many", ("batch_size='many'", "whole number")),
         ("channels_last=yes", ("channels_last='yes'", "true or false")),
         ("optimizer.lr=fast", ("optimizer.lr='fast'", "a number, such as 0.1 or 8/255")),

@@ -185,12 +185,7 @@ MISTAKES: dict[str, tuple[Damage, Command, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def marked(name: str) -> object:
-    known = pytest.mark.xfail(raises=KeyError, strict=True, reason="the demo does not check its mode")
-    return pytest.param(name, marks=[known] if name == "mode of the demo" else [])
-
-
-@pytest.mark.parametrize("name", [marked(name) for name in MISTAKES])
+@pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_everything_as_it_was(
     name: str, place: Place, capfd, monkeypatch
 ) -> None:

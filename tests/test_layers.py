@@ -212,15 +212,15 @@ def test_factors_that_do_not_fit_are_refused():
     assert torch.equal(layer.dense(), before)
 
 
-# DEFECT layers/factored.py:118, set_factors: a rank above min(n, m) is accepted, though the constructor refuses it; the
-# next retraction or save then fails far from the cause.
+# DEFECT layers/factored.py, set_factors: a rank above min(n, m) is accepted, though the constructor refuses it; the
+# next retraction or load then fails far from the cause.
 def test_factors_of_an_impossible_rank_are_refused():
     with pytest.raises(IronrankError, match="allowed is 1 to 4"):
         FactoredLinear(6, 4, 2).set_factors(USV(torch.ones(4, 5), torch.eye(5), torch.ones(6, 5)))
 
 
-# DEFECT layers/factored.py:123, set_factors: keeps the caller's tensors (no copy where type and device fit), so that two
-# layers given the same factors are tied, and a step in place changes what the caller holds.
+# DEFECT layers/factored.py, set_factors: keeps the caller's tensors where type and device fit, so that two layers given
+# the same factors are tied, and a step in place changes what the caller holds. Mend: .to(held, copy=True).
 def test_new_factors_are_copied():
     layer, other = FactoredLinear(6, 4, 2), FactoredLinear(6, 4, 2)
     other.set_factors(layer.factors())

@@ -195,7 +195,8 @@ DEGENERATE = {
 }
 
 
-# DEFECT linalg/stiefel.py:132, retract_polar: of a zero matrix it is NaN ("values[0] >= 0.1 * values[-1]" is 0 >= 0).
+# DEFECT linalg/stiefel.py, retract_polar: NaN for a zero matrix ("values[0] >= 0.1 * values[-1]" is 0 >= 0).
+# Mend: demand values[0] > 0 too, which sends it to the SVD.
 @dtypes
 @retractions
 @pytest.mark.parametrize("degenerate", DEGENERATE.values(), ids=DEGENERATE)
@@ -211,8 +212,9 @@ def kahan(n: int, c: float, dtype: torch.dtype) -> Tensor:
     return powers[:, None] * (torch.eye(n, dtype=dtype) - c * torch.ones(n, n, dtype=dtype).triu(1))
 
 
-# DEFECT linalg/stiefel.py:107, retract_cholesky: the diagonal of R does not show every bad condition; here two passes
-# return columns whose Gram matrix is off by up to 1 in float32, silently.
+# DEFECT linalg/stiefel.py, retract_cholesky: the diagonal of R does not show every bad condition; here two passes
+# return columns whose Gram matrix is off by up to 1 in float32, silently. Mend: in the second pass, whose Gram matrix
+# is at hand, fall back to QR unless |Q^T Q - I|_F < 0.5.
 @dtypes
 @pytest.mark.parametrize("n, c", [(20, 0.3), (40, 0.3), (60, 0.2), (80, 0.3)])
 def test_two_pass_cholesky_stays_orthonormal_where_the_diagonal_of_r_hides_the_condition(n, c, dtype):
@@ -356,15 +358,15 @@ def test_a_singular_core_is_clamped_into_the_band(centre, dtype):
     assert condition_number(nearest_orthogonal(S, centre)) <= 1 + 1e-5
 
 
-# DEFECT linalg/spectrum.py:145, clamp: of a zero core (or of a batch that holds one) it is NaN: 0 / 0, since
-# "values[0] >= 0.1 * values[-1]" is 0 >= 0; the path by the SVD would return 0.
+# DEFECT linalg/spectrum.py, clamp: NaN for a zero core, or for a batch that holds one: 0 / 0, since
+# "values[0] >= 0.1 * values[-1]" is 0 >= 0; the path by the SVD would return 0. Mend as in retract_polar.
 def test_a_zero_core_stays_zero():
     assert nearest_orthogonal(torch.zeros(3, 3)).eq(0).all()
     assert clamp(torch.zeros(3, 3), 0.1).eq(0).all()
 
 
 def test_the_clamp_refuses_what_makes_no_sense():
-    with pytest.raises(IronrankError, match="tau=-0.1: allowed is at least 0"):
+    with pytest.raises(IronrankError, match=r"tau=-0\.1: allowed is at least 0"):
         clamp(draw(3, 3), -0.1)
     for function in (
         lambda: clamp(draw(3, 3), 0.1, "median"),
@@ -374,8 +376,6 @@ def test_the_clamp_refuses_what_makes_no_sense():
             function()
 
 
-# DEFECT linalg/spectrum.py:181, nearest_orthogonal: four Newton steps are too few in float64 near the edge of the
-# region (a defect of 0.49 leaves cond - 1 up to 3e-7).
 @dtypes
 @centres
 @pytest.mark.parametrize("size", [0.0, 1e-6, 0.01, 0.1, 0.3, 0.45, 0.49, 0.9])

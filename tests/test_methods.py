@@ -197,8 +197,8 @@ def test_two_processes_agree_with_one(name, two_processes, mnist, tmp_path):
     assert_same_run(alone, two_processes / name, tolerance=1e-5)
 
 
-# DEFECT training/loop.py, train: the first process writes run.json before the second has looked whether there is one; a
-# second process that comes half a second late refuses the folder. Mend: barrier() after _check_folder.
+# DEFECT training/loop.py, train: the first process writes run.json before the second has looked whether there is one,
+# so that one which comes half a second late refuses the folder. Mend: barrier() after _check_folder.
 def test_a_process_may_come_late(two_processes):
     assert not [path.read_text() for path in two_processes.glob("error-*.txt")]
     assert (two_processes / "late" / "model.safetensors").is_file()
@@ -361,8 +361,8 @@ class SketchAugmenting(Method):
         moved(optimizer, layer.S, lambda moment: P[:, :r].mT @ moment @ Qt[:r].mT)
 
 
-# DEFECT training/loop.py, backward: `optimizer.zero_grad` clears what the optimizer holds only; gradients of parameters that
-# the method moves itself (here U and V) add up from call to call. Mend: self.model.zero_grad(set_to_none=True).
+# DEFECT training/loop.py, backward: `optimizer.zero_grad` clears what the optimizer holds only; gradients of parameters
+# that the method moves itself (here U and V) add up from call to call. Mend: self.model.zero_grad(set_to_none=True).
 def test_the_contract_fits_three_gradients_and_changing_ranks(mnist, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, SketchAugmenting.name, SketchAugmenting)
     run = tiny_run(mnist, method=SketchAugmenting(), epochs=4, optimizer=SGD(lr=0.1, momentum=0.5))
@@ -443,8 +443,8 @@ class SketchDrawing(Method):
         return loss
 
 
-# DEFECT training/loop.py, _Job.step: the seed of the step is set inside `backward` only, so what a method draws before it
-# depends on what came before, and a resumed run differs. Mend: seed at the start of `step` too.
+# DEFECT training/loop.py, _Job.step: the seed of the step is set inside `backward` only, so what a method draws before
+# it depends on what came before, and a resumed run differs. Mend: seed at the start of `step` too.
 def test_a_method_may_draw_random_numbers(mnist, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, SketchDrawing.name, SketchDrawing)
     straight, stopped = stopped_and_resumed(tiny_run(mnist, method=SketchDrawing()), tmp_path)

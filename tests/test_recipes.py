@@ -117,7 +117,6 @@ def test_recipe_arguments_out_of_range_are_refused():
             lenet5_mnist(**change)
 
 
-# DEFECT recipes/demo.py, demo: a mode that is unknown ends in a KeyError.
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_unknown_mode_is_refused(name):
     with pytest.raises(IronrankError, match="mode='adam'"):

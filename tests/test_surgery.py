@@ -91,7 +91,7 @@ def test_deploy_takes_the_smaller_form_of_each_layer():
     assert isinstance(deploy(FactoredLinear(8, 8, 2)), nn.Sequential)
 
 
-# DEFECT surgery.py:197, deploy: a factored layer that stands in two places is replaced in the first only.
+# DEFECT surgery.py, deploy: a factored layer that stands in two places is replaced in the first only.
 def test_deploy_replaces_a_shared_layer_everywhere():
     layer = FactoredLinear(6, 6, 2)
     plain = deploy(nn.Sequential(layer, nn.ReLU(), layer))
@@ -282,7 +282,7 @@ def test_sub_classes_parametrized_grouped_and_hooked_layers_stay():
     assert [name for name, _ in factored_layers(net)] == ["free"]
 
 
-# DEFECT surgery.py:253, _untouchable: backward hooks are not looked at, so they are dropped silently.
+# DEFECT surgery.py, _untouchable: backward hooks are not looked at, so they are dropped silently.
 def test_layers_with_backward_hooks_stay():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[0].register_full_backward_hook(lambda *_: None)
@@ -290,7 +290,7 @@ def test_layers_with_backward_hooks_stay():
     assert set(reasons(net).values()) == {"it carries hooks"}
 
 
-# DEFECT surgery.py:136, plan: a lazy layer has no shape yet; torch's RuntimeError of several lines reaches the user.
+# DEFECT surgery.py, plan: a lazy layer has no shape yet; torch's RuntimeError reaches the user. Mend: a reason to stay.
 def test_lazy_layers_stay_or_are_refused_in_one_line():
     net = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
     try:
@@ -299,7 +299,7 @@ def test_lazy_layers_stay_or_are_refused_in_one_line():
         assert "\n" not in str(error)
 
 
-# DEFECT surgery.py:171, apply_plan / layers from_linear, from_conv: a frozen layer becomes trainable.
+# DEFECT surgery.py, apply_plan: a frozen layer becomes trainable. Mend: hand requires_grad on, weight's and bias's.
 def test_frozen_layers_stay_frozen():
     net = small_net()
     net[0].requires_grad_(False)
@@ -309,7 +309,7 @@ def test_frozen_layers_stay_frozen():
     assert net[5].U.requires_grad and not net[5].bias.requires_grad
 
 
-# DEFECT surgery.py:143, factorize: of a bare layer it does nothing and says nothing: a module cannot replace itself.
+# DEFECT surgery.py, factorize: of a bare layer it does nothing and says nothing; a module cannot replace itself.
 @pytest.mark.parametrize("make", [lambda: nn.Linear(8, 8), lambda: nn.Conv2d(3, 8, 3)])
 def test_a_bare_layer_is_factorized_or_refused(make):
     try:
@@ -318,7 +318,16 @@ def test_a_bare_layer_is_factorized_or_refused(make):
         assert "\n" not in str(error)
 
 
-# DEFECT surgery.py:171: weights that are not finite end in torch's LinAlgError instead of a line that names the layer.
+# DEFECT layers, from_linear and from_conv: draw a fresh layer (and take the SVD of that) only to overwrite it: surgery
+# costs twice the time and moves torch's random numbers. Mend: `like` on the meta device, then to_empty.
+def test_surgery_draws_no_random_numbers():
+    net = small_net()
+    before = torch.get_rng_state()
+    factorize(net, 0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# DEFECT surgery.py, apply_plan: weights that are not finite end in torch's LinAlgError; the layer should be named.
 def test_weights_that_are_not_finite_are_refused_by_name():
     net = small_net()
     net[3].weight.data[0, 0] = float("nan")

@@ -116,11 +116,11 @@ def test_the_best_weights_are_those_of_the_best_robust_then_clean_epoch(mnist, t
     monkeypatch.setattr("ironrank.training.loop.robust_accuracy", lambda *_, **__: next(scores))
     monkeypatch.setattr("ironrank.training.loop.accuracy", lambda *_, **__: 0.5)
     train(run, third, resume=True, until=3)
-    best = load_file(folder / "model.safetensors")
-    assert all(
-        torch.equal(best[key], tensor)
-        for key, tensor in load_checkpoint(third / "checkpoint.safetensors").model.items()
+    best, stopped = (
+        load_file(folder / "model.safetensors"),
+        load_checkpoint(third / "checkpoint.safetensors").model,
     )
+    assert all(torch.equal(best[key], stopped[key]) for key in stopped)
     assert not torch.equal(best["fc1.weight"], load_file(folder / "last.safetensors")["fc1.weight"])
 
 
@@ -140,7 +140,8 @@ def test_no_epoch_is_only_the_preparation(mnist, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"precision": "bfloat16", "epochs": 1}, {"channels_last": False}, {"optimizer": AdamW(lr=0.01), "schedule": Cosine()},
+    {"precision": "bfloat16", "epochs": 1}, {"channels_last": False},
+    {"optimizer": AdamW(lr=0.01), "schedule": Cosine()},
     {"objective": Madry(attack=PGD(eps=0.1, steps=2)), "epochs": 1}, {"batch_size": 1000}, {"batch_size": 47},
 ])  # fmt: skip
 def test_runs_of_other_kinds(change, mnist, tmp_path):
@@ -340,8 +341,8 @@ def test_a_loss_that_blows_up_stops_the_run_and_names_a_layer(method, lr, mnist,
     assert any(f"'{name}'" in message for name in ("conv1", "conv2", "fc1", "fc2"))
 
 
-# DEFECT training/loop.py, _blown_up: takes the condition number of a rank-r weight over all min(n, m) singular values, so
-# that every low-rank layer counts as infinite and the first one is blamed. Mend: condition_number(matrix, layer.rank).
+# DEFECT training/loop.py, _blown_up: takes the condition number of a rank-r weight over all min(n, m) singular values,
+# so that every low-rank layer counts as infinite and the first one is blamed. Mend: condition_number(matrix, rank).
 def test_the_layer_that_is_named_is_the_one_with_the_widest_spectrum(mnist, tmp_path, monkeypatch):
     def poisoned(self, model, x, y, *, generator=None):
         nn.init.zeros_(model.fc1.S)
@@ -367,8 +368,8 @@ def test_a_layer_that_is_not_finite_is_the_one_that_is_named(mnist, tmp_path, mo
     )
 
 
-# DEFECT training/loop.py: weights that stop being finite after the last gradient are written as a finished run. Mend: look
-# at the end of an epoch, before `validate`.
+# DEFECT training/loop.py: weights that stop being finite after the last gradient are written as a finished run.
+# Mend: look at the end of an epoch, before `validate`.
 def test_weights_that_are_not_finite_are_no_result(mnist, tmp_path, monkeypatch):
     plain = Dense.step
 

@@ -1,7 +1,7 @@
 """Slow reference twins: the methods once more, in float64 and numpy, straight from the formulas.
 
-A twin shares no code with the library. It holds full matrices ``I - U U^T``, inverts explicitly, and takes the gradient of
-the full weight from a plain torch net; the gradients of the factors follow by the chain rule.
+A twin shares no code with the library. It holds full matrices ``I - U U^T``, inverts explicitly, and takes the gradient
+of the full weight from a plain torch net; the gradients of the factors follow by the chain rule.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     run.json                   the exact configuration
     layout.json                architecture, and which layers hold factors of which rank
-    model.safetensors          the weights that were best by robust validation accuracy (the layout is in its
-    header too) last.safetensors           the weights of the last epoch
+    model.safetensors          the weights of the best epoch by robust validation accuracy; the layout too
+    last.safetensors           the weights of the last epoch; the layout too
     checkpoint.safetensors     what `--resume` needs: weights, optimizer, method state, progress
     metrics.jsonl              one line for every logged step
 
@@ -114,8 +114,7 @@ def _empty_like(layer: nn.Module, entry: dict[str, Any]) -> Factored:
     factored: Any = FACTORED[type(layer)]
     if factored.__name__ != entry["kind"]:
         raise TypeError(f"the layout says {entry['kind']} where the model has {type(layer).__name__}")
-    empty = factored.like(layer.to("meta"), entry["rank"], entry["core"])
-    return empty.to_empty(device="cpu")
+    return factored.like(layer, entry["rank"], entry["core"], fresh=False)
 
 
 def save_model(path: Path, model: nn.Module, layout: Layout) -> None:

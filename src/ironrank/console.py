@@ -73,9 +73,21 @@ def resumable(out: Path, again: str = "the same with --resume") -> Iterator[None
         raise typer.Exit(130) from None
 
 
-def verdict(result: Mapping[str, Any]) -> str:
-    """Return what a demo came to: a sentence, and the path of its report."""
-    return f"{result['verdict']}\n{result['report']}"
+def verdict(result: Mapping[str, Any]) -> RenderableType:
+    """Show what a demo came to: its nets side by side, a sentence, and the path of the report.
+
+    Args:
+        result: What `ironrank.recipes.demo.run_demo` returns.
+
+    Returns:
+        Something that a rich console prints.
+    """
+    nets = {row["name"]: dict(_numbers(row)) for row in result["rows"]}
+    lines = list(next(iter(nets.values()), {}))
+    side_by_side = table(
+        ("", *nets), ((line, *(numbers[line] for numbers in nets.values())) for line in lines)
+    )
+    return Group(side_by_side, Text(result["verdict"]), Text(result["report"]))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], title: str | None = None) -> Table:

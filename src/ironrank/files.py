@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -130,7 +129,7 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
         with safe_open(path, "pt", device=device) as opened:
             names = list(opened.keys())
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
-    except (SafetensorError, OSError, ValueError, torch.AcceleratorError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise IronrankError(
             f"{path} is damaged or no safetensors file ({error}); restore it or train again"
         ) from None

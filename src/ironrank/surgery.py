@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError, nearest
@@ -107,6 +108,9 @@ def plan(
             raise IronrankError(f"no layer matches '{pattern}': {nearest(pattern, names)}")
     untouchable, rows = _untouchable(model), []
     for name, layer in _candidates(model):
+        if nn.parameter.is_lazy(layer.weight):
+            rows.append(Row(name, type(layer).__name__, (), 0, None, "lazy: call the model once first"))
+            continue
         shape = tuple(layer.weight.shape)
         full = min(shape[0], layer.weight[0].numel())
         reason = untouchable.get(name, "") or _left_out(name, layer, include, exclude)
@@ -149,6 +153,8 @@ def factorize(
         >>> factorize(net, keep=0.5, exclude=["2"])[0].rank
         4
     """
+    if isinstance(model, tuple(FACTORED)):
+        raise IronrankError("a bare layer cannot be replaced in place: pass nn.Sequential(layer)")
     chosen = plan(model, keep, include=include, exclude=exclude, ranks=ranks, round_to=round_to, core=core)
     if dry_run:
         print(chosen)  # what the caller asked for
@@ -165,12 +171,20 @@ def apply_plan(model: Net, chosen: Plan) -> Net:
 
     Returns:
         The same model.
+
+    Raises:
+        IronrankError: If a layer has weights that are not finite.
     """
     for name, rank in chosen.ranks.items():
-        layer = model.get_submodule(name)
-        factored = FACTORED[type(layer)]
-        make = factored.from_linear if isinstance(layer, nn.Linear) else factored.from_conv  # type: ignore[attr-defined]
-        replace(model, name, make(layer, rank, chosen.core))
+        layer: Any = model.get_submodule(name)
+        if not bool(torch.isfinite(layer.weight).all()):
+            raise IronrankError(f"layer '{name}' has weights that are not finite: nothing to factorize")
+        factored: Any = FACTORED[type(layer)]
+        make = factored.from_linear if isinstance(layer, nn.Linear) else factored.from_conv
+        new = make(layer, rank, chosen.core)
+        for key, parameter in new.named_parameters():  # what was frozen stays frozen
+            parameter.requires_grad_(getattr(layer, "bias" if key == "bias" else "weight").requires_grad)
+        replace(model, name, new)
     return model
 
 
@@ -187,8 +201,11 @@ def deploy(model: nn.Module, dense: bool | None = None) -> nn.Module:
     if isinstance(model, Factored):
         return model.deploy(dense)
     twin = copy.deepcopy(model)
-    for name, layer in factored_layers(twin):
-        replace(twin, name, layer.deploy(dense))
+    done: dict[Factored, nn.Module] = {}  # a layer that is shared stays shared
+    for name, layer in list(twin.named_modules(remove_duplicate=False)):
+        if isinstance(layer, Factored):
+            done[layer] = done[layer] if layer in done else layer.deploy(dense)
+            replace(twin, name, done[layer])
     return twin
 
 
@@ -264,7 +281,9 @@ def _untouchable(model: nn.Module) -> dict[str, str]:
             reasons[name] = "tied: its weight is shared with another layer"
         elif getattr(layer, "groups", 1) != 1:
             reasons[name] = f"grouped convolution (groups={layer.groups}): each group has a matrix of its own"
-        elif layer._forward_pre_hooks or layer._forward_hooks:
+        elif any(
+            (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+        ):
             reasons[name] = "it carries hooks"
         elif user := _reads_weight(model, name):
             reasons[name] = f"{user} reads its weight instead of calling it"

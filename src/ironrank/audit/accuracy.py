@@ -26,7 +26,7 @@ def batches(images: Images, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]
     for start in range(0, len(images), size):
         part = Images(images.x[start : start + size], images.y[start : start + size])
         x = part.pixels(torch.arange(len(part)))
-        yield x.contiguous(memory_format=torch.channels_last), part.y
+        yield x.to(memory_format=torch.channels_last), part.y
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def evaluate(
         ``device``, ``versions``. Accuracies are fractions, latency is in milliseconds, bytes are those of the deployed
         weights as a safetensors file, MACs are multiply-adds of one image.
     """
-    judged, device = deploy(model).eval(), images.x.device
+    judged, device = for_inference(model), images.x.device
     robust = [
         _described(a) | {"accuracy": robust_accuracy(judged, images, a, seed), "n": len(images)}
         for a in attacks
@@ -156,6 +156,11 @@ def evaluate_folder(
     return plain_json(result)
 
 
+def for_inference(model: nn.Module) -> nn.Module:
+    """Return the deployed form of a model, in evaluation mode and with channels last."""
+    return deploy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
     """Describe one layer: form, rank, conditioning.
 
@@ -206,7 +211,7 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
 
 
 def _size(model: nn.Module, judged: nn.Module, x: Tensor) -> dict[str, int]:
-    dense = deploy(model, dense=True).eval()
+    dense = deploy(model, dense=True).eval().to(x.device)
     weights = {name: tensor.cpu().contiguous() for name, tensor in judged.state_dict().items()}
     return {
         "params_dense": _params(dense),

@@ -39,6 +39,7 @@ def settings(threads: int) -> dict[str, str]:
         "MALLOC_ARENA_MAX": "1",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        "GOMP_SPINCOUNT": "30000",  # an idle OpenMP thread must not hold a core that another thread could use
     }
 
 

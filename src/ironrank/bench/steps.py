@@ -22,6 +22,7 @@ from ironrank.errors import IronrankError, nearest
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 _CIFAR, _MNIST = (3, 32, 32), (1, 28, 28)
+CORRECTION = "scalar"  # as in the published code; "exact" costs one more product of n r^2 for each basis
 SHAPES = {"lenet5": _MNIST, "vgg16": _CIFAR, "wrn16-4": _CIFAR, "resnet18": _CIFAR}
 CLASSES = 10
 
@@ -186,7 +187,7 @@ def method_step(method: Any, model: nn.Module, task: Task, layout: str) -> Step:
     def update(backward: Callable[[], Tensor]) -> Tensor:
         return method.step(model, optimizer, state, backward, next(count))
 
-    x = task.x.contiguous(memory_format=LAYOUTS[layout])
+    x = task.x.to(memory_format=LAYOUTS[layout])
     return Step(model, optimizer, backward_of(model, x, task.y), update, state)
 
 
@@ -217,4 +218,6 @@ def condlr_step(task: Task, layout: str = "channels_last") -> Step:
     """
     from ironrank.methods import CondLR
 
-    return method_step(CondLR(tau=task.tau, keep=task.keep), build(task.net), task, layout)
+    return method_step(
+        CondLR(tau=task.tau, keep=task.keep, correction=CORRECTION), build(task.net), task, layout
+    )

@@ -96,27 +96,30 @@ class _FactoredConv(Factored):
         Returns:
             The factored layer, on the same device, of the same type and mode.
         """
-        layer = cls.like(conv, rank, core)
+        layer = cls.like(conv, rank, core, fresh=False)
         layer.set_weight(conv.weight)
         if layer.bias is not None:
             layer.bias.data.copy_(conv.bias.data)
         return layer
 
     @classmethod
-    def like(cls, conv: Any, rank: int, core: bool = True) -> _FactoredConv:
-        """Return a freshly drawn factored layer with the sizes, device, type and mode of a dense one.
+    def like(cls, conv: Any, rank: int, core: bool = True, fresh: bool = True) -> _FactoredConv:
+        """Return a factored layer with the sizes, device, type and mode of a dense one.
 
         Args:
             conv: The dense convolution.
             rank: r.
             core: Whether there is a core S.
+            fresh: Whether to draw its weights; without, they are what the memory holds.
 
         Returns:
             The factored layer.
         """
+        device = conv.weight.device if fresh else torch.device("meta")
         layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, rank, conv.stride, conv.padding,
                     conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, core,
-                    conv.weight.device, conv.weight.dtype)  # fmt: skip
+                    device, conv.weight.dtype)  # fmt: skip
+        layer = layer if fresh else layer.to_empty(device=conv.weight.device)
         return layer.train(conv.training)
 
     @property
@@ -134,12 +137,19 @@ class _FactoredConv(Factored):
             Outputs (b, out_channels, ...).
         """
         if self._dense_is_cheaper(self._positions(x)):
-            return self._convolve(x, self.dense(), self.bias)
+            return self._convolve(x, self._like(x, self.dense()), self.bias)
         A, V = self.merged()
         if spare := -self.rank % _LANES:
             A, V = F.pad(A, (0, spare)), F.pad(V, (0, spare))
-        hidden = self._convolve(x, V.mT.reshape(V.shape[1], *self.weight_shape[1:]), None)
+        hidden = self._convolve(x, self._like(x, V.mT.reshape(V.shape[1], *self.weight_shape[1:])), None)
         return _CONV[self.dims](hidden, A.reshape(*A.shape, *[1] * self.dims), self.bias)
+
+    def _like(self, x: Tensor, kernel: Tensor) -> Tensor:
+        # Where the layout of the images is ambiguous, as for one channel, torch follows that of the kernel; `to`
+        # sets the strides even then, which `contiguous` does not.
+        if self.dims == 2 and x.is_contiguous(memory_format=torch.channels_last):
+            return kernel.to(memory_format=torch.channels_last)
+        return kernel
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding

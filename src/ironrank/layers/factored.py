@@ -103,13 +103,16 @@ class Factored(nn.Module):
         if isinstance(factors, USV) != (self.S is not None):
             raise IronrankError("a layer with a core takes USV factors, one without takes UV factors")
         r = factors.U.shape[-1]
+        if not 1 <= r <= self.full_rank:
+            raise IronrankError(f"factors of rank {r}: allowed is 1 to {self.full_rank}")
         expected = {"U": (self.U.shape[0], r), "V": (self.V.shape[0], r), "S": (r, r)}
         for name, value in factors._asdict().items():
             if value.shape != expected[name]:
                 raise IronrankError(f"{name} of shape {tuple(value.shape)}: expected {expected[name]}")
         for name, value in factors._asdict().items():
             held = getattr(self, name)
-            held.data = value.detach().to(held).contiguous()
+            # a copy of plain layout: not the caller's storage, nor the odd strides that a column may have
+            held.data = torch.empty(value.shape, dtype=held.dtype, device=held.device).copy_(value)
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:

@@ -58,26 +58,29 @@ class FactoredLinear(Factored):
         Returns:
             The factored layer, on the same device, of the same type and mode.
         """
-        layer = cls.like(linear, rank, core)
+        layer = cls.like(linear, rank, core, fresh=False)
         layer.set_weight(linear.weight)
         if layer.bias is not None and linear.bias is not None:
             layer.bias.data.copy_(linear.bias.data)
         return layer
 
     @classmethod
-    def like(cls, linear: nn.Linear, rank: int, core: bool = True) -> FactoredLinear:
-        """Return a freshly drawn factored layer with the sizes, device, type and mode of a dense one.
+    def like(cls, linear: nn.Linear, rank: int, core: bool = True, fresh: bool = True) -> FactoredLinear:
+        """Return a factored layer with the sizes, device, type and mode of a dense one.
 
         Args:
             linear: The dense layer.
             rank: r.
             core: Whether there is a core S.
+            fresh: Whether to draw its weights; without, they are what the memory holds.
 
         Returns:
             The factored layer.
         """
         weight, bias = linear.weight, linear.bias is not None
-        layer = cls(linear.in_features, linear.out_features, rank, bias, core, weight.device, weight.dtype)
+        device = weight.device if fresh else torch.device("meta")
+        layer = cls(linear.in_features, linear.out_features, rank, bias, core, device, weight.dtype)
+        layer = layer if fresh else layer.to_empty(device=weight.device)
         return layer.train(linear.training)
 
     @property

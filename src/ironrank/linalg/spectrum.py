@@ -130,7 +130,7 @@ def clamp(S: Tensor, tau: float, centre: str = "mean") -> Tensor:
     if tau < 0:
         raise IronrankError(f"tau={tau}: allowed is at least 0 (cond <= 1 + tau)")
     values, vectors = torch.linalg.eigh(S.mT @ S)
-    if not bool((values[..., 0] >= _NARROW * values[..., -1]).all()):
+    if not bool(((values[..., 0] >= _NARROW * values[..., -1]) & (values[..., 0] > 0)).all()):
         return _clamp_by_svd(S, tau, centre)
     s = values.sqrt()
     low, high = band(centre_of(s, centre), tau)

@@ -25,9 +25,9 @@ One step, from the gradients gU, gS, gV of one backward pass:
 (1) is minus the projection of the full gradient on the tangent space of the rank-r matrices, since
 ``gU = G V S^T``. The scalar correction replaces ``S S^T`` by ``tr(S S^T)/r I``, which is exact at tau = 0.
 
-Deviations from the published code, all on purpose: the correction there is the scalar ``(s_min/s_max)^2`` (or a stale
-one); the tau = 0 projection there is QR instead of polar; the momentum there is not projected before it is
-used; weights there start at random instead of from the given ones; biases exist only where the layer has one.
+Deviations from the published code, all on purpose: the correction there is the scalar ``(s_min/s_max)^2`` (or a
+stale one), and it multiplies the momentum too; the tau = 0 projection there is QR instead of polar; weights
+there start at random instead of from the given ones; biases exist only where the layer has one.
 
 When not to use it: where clean accuracy at high compression matters more than a bound on the condition number.
 """
@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ironrank.errors import IronrankError
+from ironrank.errors import IronrankError, nearest
 from ironrank.linalg import (
     clamp,
     condition_number,
@@ -86,7 +86,7 @@ class CondLR(LowRank):
     tau: float = setting(0.1, "allowed excess of the condition number", ge=0, paper="0, 0.1, 0.5")
     taus: dict[str, float] = setting({}, "tau by name pattern, in place of tau")
     centre: str = setting("mean", "centre of the band", choices=CENTRES, paper="mean; rms at tau=0")
-    correction: str = setting("exact", "gradient correction of the bases", choices=CORRECTIONS, paper="exact")
+    correction: str = setting("exact", "gradient correction of the bases", choices=CORRECTIONS)
     scale: str = setting("weights", "scale of the cores at the start", choices=SCALES)
     every: int = setting(1, "retract and clamp every so many steps", ge=1, paper="1")
 
@@ -98,7 +98,7 @@ class CondLR(LowRank):
         """
         super().__post_init__()
         for pattern, tau in self.taus.items():
-            if not tau >= 0:
+            if not 0 <= tau < float("inf"):
                 raise IronrankError(f"condlr.taus['{pattern}']={tau}: allowed is at least 0")
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -109,9 +109,16 @@ class CondLR(LowRank):
 
         Returns:
             The same model.
+
+        Raises:
+            IronrankError: If a pattern of ``taus`` matches no layer.
         """
         norms = {name: matrix.norm().item() for name, matrix in weight_matrices(model)}
         self.factorize(model, core=True)
+        names = [name for name, _ in cores(model)]
+        for pattern in self.taus:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise IronrankError(f"condlr.taus: no layer matches '{pattern}': {nearest(pattern, names)}")
         if self.scale == "norm":
             for name, layer in cores(model):
                 layer.S.data.mul_(norms[name] / layer.S.norm().item())

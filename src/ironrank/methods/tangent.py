@@ -38,7 +38,7 @@ def make_tangent(U: nn.Parameter, S: Tensor, optimizer: torch.optim.Optimizer, c
     gradient, moments = corrected(U.grad, S, correction), optimizer.state.get(U, {})
     buffer, mu = moments.get("momentum_buffer"), _plain_momentum(optimizer, U)
     if buffer is not None and mu is not None:
-        U.grad.copy_(gradient - normal(U, gradient + mu * buffer))
+        U.grad = gradient.sub_(normal(U, gradient + mu * buffer)).to(U.dtype)
         return
     for name in _MOMENTS:  # (2): a tangent vector of the last point is not one of this point
         if moments.get(name) is not None:

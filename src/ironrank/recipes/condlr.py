@@ -27,7 +27,7 @@ from ironrank.training import Run
 MODES = ("dense", "svd", "uv", "condlr")
 
 
-_FINE_TUNING = 0.1  # learning rate of the second stage of SVD, as a share of the first's
+_GENTLER = 10  # the second stage of SVD fine-tunes with the learning rate divided by this
 _L2 = PGD(norm="L2", eps=0.1, steps=10)
 
 
@@ -172,7 +172,7 @@ def staged(run: Run, mode: str, nominal: int, tau: float) -> Run:
     if mode != "svd":
         return dataclasses.replace(run, method=methods[mode])
     first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
-    gentle = dataclasses.replace(run.optimizer, lr=run.optimizer.lr * _FINE_TUNING)
+    gentle = dataclasses.replace(run.optimizer, lr=run.optimizer.lr / _GENTLER)
     return dataclasses.replace(
         run, method=methods["svd"], epochs=run.epochs // 2, start=first, optimizer=gentle
     )

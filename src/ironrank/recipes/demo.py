@@ -41,7 +41,7 @@ def demo(
         mode: "dense", "svd" or "condlr"; "svd" needs ``start``, a dense run folder.
         nominal: Nominal compression in percent.
         tau: CondLR's bound on the condition number is ``1 + tau``.
-        epochs: Passes over the training images; by default 8, tiny 1.
+        epochs: Passes over the training images; by default 6, tiny 1.
         seed: Seed of everything random.
         tiny: A quarter of the width.
 
@@ -63,7 +63,7 @@ def demo(
         method=methods[mode],
         optimizer=SGD(lr=0.1, momentum=0.9),
         schedule=OneCycle(),
-        epochs=epochs if epochs is not None else 1 if tiny else 8,
+        epochs=epochs if epochs is not None else 1 if tiny else 6,
         seed=seed,
         validate=PGD(norm="Linf", eps=EPS, steps=10),
         validate_images=100 if tiny else 500,
@@ -88,7 +88,7 @@ def run_demo(
 
     out = Path(out)
     dense = demo("dense", seed=seed, tiny=tiny)
-    truncated = dataclasses.replace(demo("svd", epochs=4, seed=seed, tiny=tiny), start=str(out / "dense"))
+    truncated = dataclasses.replace(demo("svd", epochs=3, seed=seed, tiny=tiny), start=str(out / "dense"))
     condlr = demo("condlr", seed=seed, tiny=tiny)
     stages = {"dense": dense, "svd": truncated, "condlr": condlr}
     rows = [_judged(name, run, out / name, console, tiny) for name, run in stages.items()]

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ironrank.artifact import WHICH, layout_of, load_model, restore, save_model
+from ironrank.artifact import WHICH, build, layout_of, load_model, restore, save_model
 from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.data import Images, Stream, mix, split
 from ironrank.errors import IronrankError
@@ -26,6 +26,7 @@ from ironrank.training.progress import watching
 from ironrank.training.run import Run, decode_run
 
 CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.partial.safetensors"  # the best epoch so far, until its final form is made
 
 
 def train(
@@ -58,6 +59,7 @@ def train(
     join()
     out = Path(out)
     _check_folder(out, run, resume)
+    barrier()
     start = run.start
     if isinstance(start, Run):
         run.method.prepare(
@@ -130,6 +132,8 @@ class _Job:
             total += loss.cpu()
             speed = (k + 1) * self.run.batch_size / (time.perf_counter() - began)
             watcher.step(f"loss {loss.item():.4f}  {speed:.0f} images/s")
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise IronrankError(self._blown_up("not finite in its weights"))
         self.progress.epoch += 1
         seconds = time.perf_counter() - began
         line = {"epoch": self.progress.epoch, "step": self.progress.step, "loss": float(total) / (k + 1)}
@@ -147,7 +151,7 @@ class _Job:
             x = x.to(memory_format=torch.channels_last)
 
         def backward() -> Tensor:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             torch.manual_seed(
                 mix(run.seed, "step", t, self.rank)
             )  # dropout: the same however often it is asked for
@@ -157,12 +161,16 @@ class _Job:
                     self.model, self.state
                 )
             if not torch.isfinite(loss):
-                raise IronrankError(self._blown_up(loss.item()))
+                raise IronrankError(self._blown_up(str(loss.item())))
             loss.backward()
             average_gradients(self.model, len(y))
             return loss.detach()
 
-        loss = run.method.step(self.model, self.optimizer, self.state, backward, t)
+        torch.manual_seed(mix(run.seed, "method", t))
+        try:
+            loss = run.method.step(self.model, self.optimizer, self.state, backward, t)
+        except torch.linalg.LinAlgError:
+            raise IronrankError(self._blown_up("about to become infinite")) from None
         self.progress.step += 1
         if self.progress.step % run.log_every == 0:
             lr = self.optimizer.param_groups[0]["lr"]
@@ -184,35 +192,33 @@ class _Job:
             scores = (robust, accuracy(self.model, self.validation))
         if scores >= self.progress.best:
             self.progress.best = scores
-            self._save("best.partial.safetensors", self.model)
+            self.checkpoint(BEST)
         return {"val_robust": scores[0], "val_clean": scores[1]} if len(self.validation) else {}
 
     def finish(self) -> None:
         """Give the last and the best model their final form."""
-        self._save(WHICH["last"], self.run.method.finish(self.model, self.state))
-        best = self.out / "best.partial.safetensors"
-        if best.is_file() and self.rank == 0:
-            if len(self.validation):
-                model = load_model(best).to(self.run.device)
-                self._save(WHICH["best"], self.run.method.finish(model, self.state))
-            else:
-                self._save(WHICH["best"], self.model)
-            best.unlink()
-        elif self.run.epochs == 0:
+        self.model = self.run.method.finish(self.model, self.state)
+        self._save(WHICH["last"], self.model)
+        if (best := self.out / BEST).is_file() and self.rank == 0 and len(self.validation):
+            kept = load_checkpoint(best)
+            model = restore(build(kept.layout), kept.layout, kept.model, str(best)).to(self.run.device)
+            state = {name: tensor.to(self.run.device) for name, tensor in kept.state.items()}
+            self._save(WHICH["best"], self.run.method.finish(model, state))
+        elif not (self.out / WHICH["best"]).is_file():
             self._save(WHICH["best"], self.model)
-        write_json(self.out / "layout.json", layout_of(self.model, self.run.model, self.run.data.spec))
+        if self.rank == 0:
+            best.unlink(missing_ok=True)
+            write_json(self.out / "layout.json", layout_of(self.model, self.run.model, self.run.data.spec))
 
     def _save(self, name: str, model: nn.Module) -> None:
         if self.rank == 0:
             save_model(self.out / name, model, layout_of(model, self.run.model, self.run.data.spec))
 
-    def checkpoint(self) -> None:
-        """Write the checkpoint."""
+    def checkpoint(self, name: str = CHECKPOINT) -> None:
+        """Write all that the training holds into one file of the run folder."""
         if self.rank == 0:
             layout = layout_of(self.model, self.run.model, self.run.data.spec)
-            save_checkpoint(
-                self.out / CHECKPOINT, self.model, self.optimizer, self.state, layout, self.progress
-            )
+            save_checkpoint(self.out / name, self.model, self.optimizer, self.state, layout, self.progress)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -221,9 +227,10 @@ class _Job:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _blown_up(self, loss: float) -> str:
+    def _blown_up(self, loss: str) -> str:
         where = ""
-        conds = {name: _width(matrix) for name, matrix in weight_matrices(self.model)}
+        ranks = {name: layer.rank for name, layer in factored_layers(self.model)}
+        conds = {name: _width(matrix, ranks.get(name)) for name, matrix in weight_matrices(self.model)}
         if conds:
             widest = max(conds, key=lambda name: conds[name])
             where = (
@@ -233,9 +240,9 @@ class _Job:
                 f"then start again or resume from the last epoch in {self.out}")  # fmt: skip
 
 
-def _width(matrix: Tensor) -> float:
+def _width(matrix: Tensor, rank: int | None) -> float:
     """Return the condition number of a layer's matrix; infinite where an entry is not finite."""
-    return float(condition_number(matrix)) if bool(torch.isfinite(matrix).all()) else float("inf")
+    return float(condition_number(matrix, rank)) if bool(torch.isfinite(matrix).all()) else float("inf")
 
 
 def _started(start: str, model: nn.Module) -> nn.Module:
