@@ -12,6 +12,7 @@ from ironrank.bench.allocator import relaunch_if_needed
 from ironrank.bench.steps import SHAPES
 from ironrank.bench.table import as_markdown
 from ironrank.bench.train_step import Maker, bench_train_step
+from ironrank.files import write_text
 
 
 def main_train_step(
@@ -77,12 +78,5 @@ def save(result: Mapping[str, Any], out: Path) -> None:
         result: The result of `bench_train_step`.
         out: Path without ending; its folder is made.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out.with_name(out.name + ".json"), json.dumps(result, indent=1) + "\n")
-    _write(out.with_name(out.name + ".md"), as_markdown(result))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(out.with_name(out.name + ".json"), json.dumps(result, indent=1) + "\n")
+    write_text(out.with_name(out.name + ".md"), as_markdown(result))

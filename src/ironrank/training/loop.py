@@ -183,23 +183,21 @@ class _Job:
 
     def validate(self) -> dict[str, float]:
         """Return clean and robust accuracy on the held-out images, and keep the best model."""
-        scores = (0.0, 0.0)
-        if len(self.validation):
-            attacked = self.validation.first(self.run.validate_images)
-            robust = robust_accuracy(
-                self.model, attacked, self.run.validate, seed=mix(self.run.seed, "validate")
-            )
-            scores = (robust, accuracy(self.model, self.validation))
+        if not len(self.validation):
+            return {}  # the last epoch will be the best
+        attacked = self.validation.first(self.run.validate_images)
+        robust = robust_accuracy(self.model, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
+        scores = (robust, accuracy(self.model, self.validation))
         if scores >= self.progress.best:
             self.progress.best = scores
             self.checkpoint(BEST)
-        return {"val_robust": scores[0], "val_clean": scores[1]} if len(self.validation) else {}
+        return {"val_robust": scores[0], "val_clean": scores[1]}
 
     def finish(self) -> None:
         """Give the last and the best model their final form."""
         self.model = self.run.method.finish(self.model, self.state)
         self._save(WHICH["last"], self.model)
-        if (best := self.out / BEST).is_file() and self.rank == 0 and len(self.validation):
+        if (best := self.out / BEST).is_file() and self.rank == 0:
             kept = load_checkpoint(best)
             model = restore(build(kept.layout), kept.layout, kept.model, str(best)).to(self.run.device)
             state = {name: tensor.to(self.run.device) for name, tensor in kept.state.items()}
