@@ -1,5 +1,7 @@
 """Models: known sizes, used shortcuts, plain twins, layouts and export."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -7,20 +9,34 @@ from torch.nn import functional as F
 
 from ironrank.data.base import DataSpec
 from ironrank.errors import IronrankError
-from ironrank.models import MODELS, VGG16, LeNet5, Normalize, ResNet18, WideResNet
+from ironrank.models import (
+    MODELS,
+    VGG16,
+    Given,
+    LeNet5,
+    Normalize,
+    PreActResNet18,
+    ResNet18,
+    ResNet20,
+    WideResNet,
+    count,
+    width_for,
+)
 from ironrank.models.base import kaiming
-from ironrank.models.resnet import BasicBlock
-from ironrank.models.wide_resnet import WideBlock
+from ironrank.models.blocks import BasicBlock, Pad, PreActBlock
 
 MNIST = DataSpec((1, 28, 28), 10, (0.13,), (0.31,))
 CIFAR = DataSpec((3, 32, 32), 10, (0.49, 0.48, 0.45), (0.2, 0.2, 0.2))
 CIFAR100 = CIFAR._replace(classes=100)
+IMAGENET = DataSpec((3, 224, 224), 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 NARROW = {
     "lenet5": LeNet5(width=0.2),
     "vgg16": VGG16(width=0.05),
     "wrn": WideResNet(depth=10, widen=1, width=0.25),
     "resnet18": ResNet18(width=0.06),
+    "preact-resnet18": PreActResNet18(width=0.06, last_norm=True),
+    "resnet20": ResNet20(width=0.2),
 }
 each = pytest.mark.parametrize("model", NARROW.values(), ids=NARROW.keys())
 
@@ -44,7 +60,7 @@ def on_meta(model, spec):
 
 
 def test_every_model_has_a_narrow_case():
-    assert NARROW.keys() == MODELS.keys()
+    assert NARROW.keys() == MODELS.keys() - {Given.name}
 
 
 @pytest.mark.parametrize(
@@ -60,8 +76,29 @@ def test_weight_counts(model, spec, count):
     assert weights(on_meta(model, spec)) == count
 
 
-def test_resnet18_parameter_count_with_bias_and_batch_norm():
-    assert sum(p.numel() for p in on_meta(ResNet18(), CIFAR).parameters()) == 11_173_962
+@pytest.mark.parametrize(
+    ("model", "spec", "published"),
+    [
+        (ResNet18(), CIFAR, 11_173_962),
+        (ResNet18(), CIFAR100, 11_220_132),
+        (ResNet18(stem="imagenet"), IMAGENET, 11_689_512),
+        (PreActResNet18(), CIFAR, 11_171_146),
+        (PreActResNet18(last_norm=True), CIFAR, 11_172_170),
+        (ResNet20(), CIFAR, 269_722),
+        (ResNet20(shortcut="conv"), CIFAR, 272_474),
+        (VGG16(), CIFAR, 15_249_354),
+        (
+            VGG16(hidden=0),
+            CIFAR,
+            14_724_042,
+        ),  # 14,728,266 where the convolutions have biases beside batch norm
+        (WideResNet(depth=16, widen=4), CIFAR, 2_748_890),
+        (WideResNet(depth=28, widen=4), CIFAR, 5_849_050),
+        (WideResNet(depth=28, widen=10), CIFAR, 36_479_194),
+    ],
+)
+def test_parameter_counts_with_biases_and_batch_norm(model, spec, published):
+    assert count(model, spec) == published == sum(p.numel() for p in on_meta(model, spec).parameters())
 
 
 @each
@@ -165,7 +202,7 @@ def test_vgg16_dropout_acts_in_training_only():
     assert torch.equal(net(x), net(x))
 
 
-@pytest.mark.parametrize("block", [WideBlock, BasicBlock])
+@pytest.mark.parametrize("block", [PreActBlock, BasicBlock])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_block_without_residual_branch_is_the_shortcut(block, stride):
     torch.manual_seed(0)
@@ -174,7 +211,7 @@ def test_block_without_residual_branch_is_the_shortcut(block, stride):
     x = torch.randn(2, 4, 8, 8)
     if stride == 1:
         expected = x
-    elif block is WideBlock:
+    elif block is PreActBlock:
         expected = net.shortcut(F.leaky_relu(net.bn1(x), 0.01))
     else:
         expected = net.shortcut(x)
@@ -183,25 +220,90 @@ def test_block_without_residual_branch_is_the_shortcut(block, stride):
     torch.testing.assert_close(net(x.clone()), expected)
 
 
-@pytest.mark.parametrize("model", [NARROW["wrn"], NARROW["resnet18"]], ids=["wrn", "resnet18"])
-def test_every_block_of_the_network_uses_its_shortcut(model):
-    net = built(model).eval()
-    blocks = [m for m in net.modules() if isinstance(m, WideBlock | BasicBlock)]
-    assert len(blocks) == (3 if isinstance(model, WideResNet) else 8)
+BLOCKS = {"wrn": 3, "resnet18": 8, "preact-resnet18": 8, "resnet20": 9}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_of_the_network_uses_its_shortcut(name):
+    net = built(NARROW[name]).eval()
+    blocks = [m for m in net.modules() if isinstance(m, PreActBlock | BasicBlock)]
+    assert len(blocks) == BLOCKS[name]
     for block in blocks:
         nn.init.zeros_(block.conv2.weight)  # now only shortcuts carry the image
     x = pixels()
     assert not torch.allclose(net(x), net(1 - x), atol=1e-3)
 
 
-def test_resnet18_stems():
-    spec = DataSpec((3, 64, 64), 5, (0.5,) * 3, (0.25,) * 3)
-    net = built(ResNet18(width=0.06, stem="imagenet"), spec)
+def test_the_shortcut_without_parameters_keeps_every_other_pixel_between_zeros():
+    x = torch.arange(2 * 4 * 6 * 6.0).view(2, 4, 6, 6)
+    y = Pad(5, 2)(x)
+    assert y.shape == (2, 9, 3, 3)
+    torch.testing.assert_close(y[:, 2:6], x[:, :, ::2, ::2])
+    assert y[:, :2].abs().sum() == y[:, 6:].abs().sum() == 0
+    block = BasicBlock(4, 6, 2, 0.0, pad=True).eval()
+    nn.init.zeros_(block.conv2.weight)
+    torch.testing.assert_close(block(x), Pad(2, 2)(x))
+    assert sum(p.numel() for p in block.parameters()) == 9 * (4 * 6 + 6 * 6) + 2 * 12
+
+
+@pytest.mark.parametrize("kind", [ResNet18, PreActResNet18])
+@pytest.mark.parametrize("side", [64, 224])
+def test_stems(kind, side):
+    spec = DataSpec((3, side, side), 5, (0.5,) * 3, (0.25,) * 3)
+    net = built(kind(width=0.06, stem="imagenet"), spec)
     assert net.conv1.kernel_size == (7, 7)
-    after = nn.Sequential(net.normalize, net.conv1, net.bn1, net.pool1, net.act1)(pixels(spec))
-    assert after.shape[-2:] == (16, 16)
+    first = [
+        child
+        for name, child in net.named_children()
+        if name in ("normalize", "conv1", "bn1", "pool1", "act1")
+    ]
+    assert nn.Sequential(*first)(pixels(spec)).shape[-2:] == (side // 4, side // 4)
     assert net(pixels(spec)).shape == (2, 5)
-    assert isinstance(net.act1, nn.ReLU)
+    assert built(kind(width=0.06), spec).conv1.kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize("kind", [ResNet18, PreActResNet18, ResNet20])
+def test_residual_networks_have_relu_and_he_fan_out_weights(kind):
+    net = built(kind(width=0.5))
+    assert {type(m) for m in net.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)} == {nn.ReLU}
+    widest = max(
+        (m for m in net.modules() if isinstance(m, nn.Conv2d)), key=lambda m: m.weight.numel()
+    ).weight
+    assert widest.var().item() == pytest.approx(2 / (widest.shape[0] * 9), rel=0.05)
+
+
+def test_vgg16_with_one_linear_layer():
+    names = [name for name, _ in built(VGG16(width=0.05, hidden=0)).named_children()]
+    assert names[-3:] == ["flatten", "dropout", "fc1"]
+    assert built(VGG16(width=0.05, hidden=0, dropout=0.1))(pixels()).shape == (2, 10)
+
+
+# ---- narrow networks of a given size
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_the_narrow_network_is_the_largest_that_fits(name):
+    model, target = type(NARROW[name])(), 1 / 8 * count(type(NARROW[name])(), CIFAR)
+    width = width_for(model, CIFAR, target)
+    found = [count(dataclasses.replace(model, width=w), CIFAR) for w in (width, width + 1e-4)]
+    assert 0.85 * target < found[0] <= target < found[1]
+
+
+def test_the_width_of_the_whole_network_is_at_least_one():
+    assert 1 <= width_for(LeNet5(), MNIST, count(LeNet5(), MNIST)) < 1.03
+    assert width_for(LeNet5(width=0.3), MNIST, 50_000) == width_for(LeNet5(), MNIST, 50_000)
+
+
+def test_a_narrow_network_that_cannot_be_is_refused():
+    with pytest.raises(IronrankError, match=r"at most 10 parameters: the narrowest has [\d,]+; allow more"):
+        width_for(LeNet5(), MNIST, 10)
+    with pytest.raises(IronrankError, match="given has no width"):
+        width_for(Given(), MNIST, 1000)
+
+
+def test_a_module_of_ones_own_cannot_be_built():
+    with pytest.raises(IronrankError, match=r"train\(run, out, model=net\)"):
+        Given(title="my net").build(CIFAR)
 
 
 def test_kaiming_variance():
@@ -220,7 +322,7 @@ def test_width_and_widen_scale_the_weights():
 
 def test_wide_resnet_depth():
     net = on_meta(WideResNet(depth=28, widen=2), CIFAR)
-    assert sum(isinstance(m, WideBlock) for m in net.modules()) == 12
+    assert sum(isinstance(m, PreActBlock) for m in net.modules()) == 12
     with pytest.raises(IronrankError, match=r"wrn\.depth=18"):
         WideResNet(depth=18)
 

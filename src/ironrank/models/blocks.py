@@ -1,0 +1,123 @@
+"""Residual blocks: two 3x3 convolutions beside a shortcut, activated after the sum or before each convolution.
+
+    block         residual branch                            activation   shortcut where the shape changes
+    BasicBlock    conv, norm, act, conv, norm                of the sum   1x1 convolution and norm, or padding
+    PreActBlock   norm, act, conv, norm, act, conv           none         1x1 convolution of the active input
+
+Sources: He et al. 2016, "Deep residual learning", and 2016, "Identity mappings in deep residual networks".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ironrank.models.base import activation, chain, conv
+
+
+class BasicBlock(nn.Module):
+    r"""Basic block: :math:`\phi(s + bn_2(conv_2(\phi(bn_1(conv_1(x))))))`.
+
+    The shortcut :math:`s` is :math:`x` where the shape stays. Where channels or stride change it is a 1x1
+    convolution with batch norm (He et al. call this option B), or, with ``pad``, `Pad` (option A).
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        stride: Stride of the first convolution.
+        slope: Negative slope of the activation.
+        pad: Whether the shortcut is free of parameters.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, slope: float, pad: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
+        self.act1 = activation(slope)
+        self.conv2, self.bn2 = conv(outputs, outputs, 3), nn.BatchNorm2d(outputs)
+        self.act2 = activation(slope)
+        self.shortcut: nn.Module | None = None
+        if inputs != outputs or stride != 1:
+            one = {"conv": conv(inputs, outputs, 1, stride), "bn": nn.BatchNorm2d(outputs)}
+            self.shortcut = Pad(outputs - inputs, stride) if pad else chain(one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""
+        residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return self.act2(residual + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class Pad(nn.Module):
+    """The shortcut without parameters: every stride-th pixel, and channels of zeros on both sides.
+
+    Args:
+        more: Channels to add; where it is negative, as in some very narrow nets, channels are dropped instead.
+        stride: Distance of the pixels kept.
+
+    Example:
+        >>> import torch
+        >>> Pad(2, 2)(torch.ones(1, 1, 4, 4)).sum(dim=(0, 2, 3)).tolist()
+        [0.0, 4.0, 0.0]
+    """
+
+    def __init__(self, more: int, stride: int) -> None:
+        super().__init__()
+        self.more, self.stride = more, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, c + more, h / stride, w / stride) for (b, c, h, w)."""
+        before = self.more // 2
+        return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.more - before))
+
+    def extra_repr(self) -> str:
+        """Return both arguments."""
+        return f"more={self.more}, stride={self.stride}"
+
+
+class PreActBlock(nn.Module):
+    r"""Pre-activation block: :math:`a = \phi(bn_1(x))`, output :math:`s + conv_2(\phi(bn_2(conv_1(a))))`.
+
+    The shortcut :math:`s` is :math:`x`, or a 1x1 convolution of :math:`a` where channels or stride change.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        stride: Stride of the first convolution.
+        slope: Negative slope of the activation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, slope: float) -> None:
+        super().__init__()
+        self.bn1, self.act1 = nn.BatchNorm2d(inputs), activation(slope)
+        self.conv1 = conv(inputs, outputs, 3, stride)
+        self.bn2, self.act2 = nn.BatchNorm2d(outputs), activation(slope)
+        self.conv2 = conv(outputs, outputs, 3)
+        same = inputs == outputs and stride == 1
+        self.shortcut: nn.Module | None = None if same else conv(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""
+        active = self.act1(self.bn1(x))
+        residual = self.conv2(self.act2(self.bn2(self.conv1(active))))
+        return residual + (x if self.shortcut is None else self.shortcut(active))
+
+
+Block = Callable[[int, int, int], nn.Module]
+
+
+def stage(block: Block, inputs: int, outputs: int, stride: int, number: int) -> nn.Sequential:
+    """Return a row of blocks, of which the first changes channels and image size.
+
+    Args:
+        block: Makes a block from channels in, channels out and stride.
+        inputs: Channels into the first.
+        outputs: Channels out of each.
+        stride: Stride of the first.
+        number: How many blocks.
+
+    Returns:
+        The blocks, named ``block1``, ``block2`` and so on.
+    """
+    blocks = [block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(number - 1))]
+    return chain({f"block{i}": made for i, made in enumerate(blocks, start=1)})
