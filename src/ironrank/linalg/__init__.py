@@ -1,7 +1,8 @@
-"""Geometry of low-rank matrices: pure functions on tensors, batched, in float32 or better even under autocast."""
+"""Geometry of low-rank matrices and kernels: pure functions on tensors, in float32 or better even under autocast."""
 
 from ironrank.linalg.factors import USV, UV
 from ironrank.linalg.parallel import side_by_side
+from ironrank.linalg.projection import leading, low_rank
 from ironrank.linalg.spectrum import (
     clamp,
     condition_number,
@@ -19,11 +20,29 @@ from ironrank.linalg.stiefel import (
     tangent,
 )
 from ironrank.linalg.svd import truncated_svd
+from ironrank.linalg.tucker import (
+    Tucker2,
+    channel_spectra,
+    check_ranks,
+    feasible_ranks,
+    full_ranks,
+    hooi,
+    hosvd,
+)
 
 __all__ = [
     "UV",
     "USV",
+    "Tucker2",
     "truncated_svd",
+    "low_rank",
+    "leading",
+    "hosvd",
+    "hooi",
+    "channel_spectra",
+    "full_ranks",
+    "feasible_ranks",
+    "check_ranks",
     "horizontal",
     "normal",
     "tangent",

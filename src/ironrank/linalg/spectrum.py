@@ -1,6 +1,6 @@
 """Singular values: measures of their spread, and maps that narrow it.
 
-    S (..., r, r)    a core, or any matrix where only measures are asked
+    S (..., r, r)    a core, an unfolding of one (..., r, q), or any matrix where only measures are asked
     s_1 >= ... >= s_r its singular values
     tau              allowed excess of the condition number: s_1 / s_r <= 1 + tau
     c                centre of the allowed band, the mean or the root-mean-square (RMS) of the singular values
@@ -111,12 +111,12 @@ def clamp(S: Tensor, tau: float, centre: str = "mean") -> Tensor:
     By the eigenvectors of ``S^T S``, or by the SVD where S is not well conditioned (detected).
 
     Args:
-        S: Cores (..., r, r).
+        S: Cores (..., r, r), or wide or tall matrices such as unfolded cores (..., r, q).
         tau: Allowed excess of the condition number, at least 0.
         centre: "mean" or "rms".
 
     Returns:
-        Cores (..., r, r) with condition number at most 1 + tau.
+        Matrices of the same shape with condition number at most 1 + tau.
 
     Raises:
         IronrankError: If tau is negative.
@@ -129,6 +129,8 @@ def clamp(S: Tensor, tau: float, centre: str = "mean") -> Tensor:
     """
     if tau < 0:
         raise IronrankError(f"tau={tau}: allowed is at least 0 (cond <= 1 + tau)")
+    if S.shape[-2] < S.shape[-1]:  # the Gram matrix below has the size of the columns
+        return clamp(S.mT, tau, centre).mT
     values, vectors = torch.linalg.eigh(S.mT @ S)
     if not bool(((values[..., 0] >= _NARROW * values[..., -1]) & (values[..., 0] > 0)).all()):
         return _clamp_by_svd(S, tau, centre)
@@ -152,12 +154,14 @@ def nearest_orthogonal(S: Tensor, centre: str = "rms") -> Tensor:
     Near such a matrix by Newton-Schulz steps ``Q <- Q (3 I - Q^T Q) / 2`` (products only), else by the SVD.
 
     Args:
-        S: Cores (..., r, r), not zero.
+        S: Cores (..., r, r), or wide or tall matrices such as unfolded cores (..., r, q); not zero.
         centre: "rms" or "mean".
 
     Returns:
-        Cores (..., r, r).
+        Matrices of the same shape, with orthogonal rows or columns of equal length.
     """
+    if S.shape[-2] < S.shape[-1]:
+        return nearest_orthogonal(S.mT, centre).mT
     r = S.shape[-1]
     rms = (S.square().sum((-2, -1), keepdim=True) / r).sqrt()
     Q, identity = S / rms, torch.eye(r, dtype=S.dtype, device=S.device)

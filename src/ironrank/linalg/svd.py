@@ -42,6 +42,23 @@ def checked_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return P.to(W.dtype), s.to(W.dtype), Qt.to(W.dtype)
 
 
+def check_rank(W: Tensor, rank: int) -> None:
+    """Refuse a rank that W cannot have.
+
+    Args:
+        W: Matrices (..., n, m).
+        rank: The rank.
+
+    Raises:
+        IronrankError: If it is not between 1 and min(n, m).
+    """
+    largest = min(W.shape[-2:])
+    if not 1 <= rank <= largest:
+        raise IronrankError(
+            f"rank {rank} of a {W.shape[-2]} x {W.shape[-1]} matrix: allowed is 1 to {largest}"
+        )
+
+
 @full_precision
 def truncated_svd(W: Tensor, rank: int) -> USV:
     """Return the best approximation of ``W`` of a given rank, ``U diag(s) V^T``.
@@ -61,10 +78,6 @@ def truncated_svd(W: Tensor, rank: int) -> USV:
         >>> torch.allclose(truncated_svd(W, 1).dense(), W)
         True
     """
-    largest = min(W.shape[-2:])
-    if not 1 <= rank <= largest:
-        raise IronrankError(
-            f"rank {rank} of a {W.shape[-2]} x {W.shape[-1]} matrix: allowed is 1 to {largest}"
-        )
+    check_rank(W, rank)
     P, s, Qt = checked_svd(W)
     return USV(P[..., :rank], torch.diag_embed(s[..., :rank]), Qt[..., :rank, :].mT)
