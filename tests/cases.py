@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ironrank.attacks import FGSM, PGD, Attack
+from ironrank.attacks import FGSM, FGSMRS, NFGSM, PGD, Attack
 from ironrank.data import MNIST
 from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
 from ironrank.linalg import condition_number, orthonormality_error
@@ -88,6 +88,8 @@ LAYERS: dict[str, LayerCase] = {
 
 ATTACK_CASES: dict[str, Attack] = {
     "fgsm": FGSM(eps=0.1),
+    "fgsm-rs": FGSMRS(eps=0.1),
+    "n-fgsm": NFGSM(eps=0.1),
     "pgd": PGD(eps=0.1, steps=2, restarts=2),
 }
 

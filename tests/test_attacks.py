@@ -1,24 +1,30 @@
 """Attacks: the promises that hold for every member and both norms, and each member's own known answers."""
 
+import itertools
 import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ironrank.attacks import ATTACKS, FGSM, PGD
+from ironrank.attacks import ATTACKS, FGSM, FGSMRS, NFGSM, PGD, stronger
 from ironrank.attacks.losses import cross_entropy, margin
 from ironrank.attacks.threat import project, random_start, steepest
 from ironrank.errors import IronrankError
+from ironrank.layers import FactoredConv2d, FactoredLinear, frozen
 
 CASES = {
     "fgsm": FGSM,
-    "fgsm-rs": lambda **kw: FGSM(start=1, alpha=1.25, **kw),
+    "fgsm-rs": FGSMRS,
+    "n-fgsm": NFGSM,
     "pgd": lambda **kw: PGD(steps=5, restarts=2, **kw),
     "pgd-last": lambda **kw: PGD(steps=5, keep="last", **kw),
     "pgd-from-x": lambda **kw: PGD(steps=5, random_start=False, **kw),
 }
+LEAVES_THE_BALL = {"n-fgsm": 3.0}  # by design; radius in units of eps, every other attack has 1
+NOISY = {"fgsm-rs", "n-fgsm", "pgd-last"}  # what they return depends on the start
 EPS = {"Linf": 0.1, "L2": 0.5}
 each = pytest.mark.parametrize("case", CASES)
 norms = pytest.mark.parametrize("norm", EPS)
@@ -57,10 +63,11 @@ def length(delta, norm):
 @each
 @norms
 @losses
-def test_inside_ball_and_box(case, norm, loss):
-    x, y = batch()
-    adversarial = CASES[case](norm=norm, eps=EPS[norm], loss=loss)(network(), x, y, generator=seeded())
-    assert length(adversarial - x, norm).max() <= EPS[norm] + 1e-6
+def test_inside_radius_and_box(case, norm, loss):
+    attack, (x, y) = CASES[case](norm=norm, eps=EPS[norm], loss=loss), batch()
+    adversarial = attack(network(), x, y, generator=seeded())
+    assert attack.radius == pytest.approx(LEAVES_THE_BALL.get(case, 1.0) * EPS[norm])
+    assert length(adversarial - x, norm).max() <= attack.radius + 1e-6
     assert length(adversarial - x, norm).max() > 0.5 * EPS[norm]
     assert adversarial.min() >= 0 and adversarial.max() <= 1
     assert adversarial.dtype == x.dtype and adversarial.shape == x.shape
@@ -80,7 +87,7 @@ def test_loss_not_lower_than_clean_on_any_model(case, norm, loss):
 
 @norms
 @losses
-@pytest.mark.parametrize("case", [case for case in CASES if case not in {"fgsm-rs", "pgd-last"}])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in NOISY])
 def test_loss_not_lower_than_clean_on_a_linear_model(case, norm, loss):
     torch.manual_seed(0)
     net, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double(), batch(16, torch.float64)
@@ -92,6 +99,7 @@ def test_loss_not_lower_than_clean_on_a_linear_model(case, norm, loss):
 LONG = {  # steps long and many enough to forget the start
     "fgsm": lambda **kw: FGSM(**kw),
     "fgsm-rs": lambda **kw: FGSM(start=1, alpha=1e6, **kw),
+    "n-fgsm": lambda **kw: NFGSM(noise=0, **kw),
     "pgd": lambda eps, **kw: PGD(eps=eps, step_size=eps, restarts=2, **kw),
     "pgd-last": lambda eps, **kw: PGD(eps=eps, step_size=eps, keep="last", **kw),
     "pgd-from-x": lambda **kw: PGD(random_start=False, **kw),
@@ -176,7 +184,7 @@ def test_equal_generators_give_equal_results(case, norm):
     attack = CASES[case](norm=norm, eps=EPS[norm])
     first = attack(net, x, y, generator=seeded())
     assert torch.equal(first, attack(net, x, y, generator=seeded()))
-    if case in {"fgsm-rs", "pgd-last"}:
+    if case in NOISY:
         assert not torch.equal(first, attack(net, x, y, generator=seeded(8)))
 
 
@@ -205,9 +213,10 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(case, norm):
 @norms
 def test_double_precision(case, norm):
     net, (x, y) = network().double(), batch(dtype=torch.float64)
-    adversarial = CASES[case](norm=norm, eps=EPS[norm])(net, x, y)
+    attack = CASES[case](norm=norm, eps=EPS[norm])
+    adversarial = attack(net, x, y)
     assert adversarial.dtype == torch.float64
-    assert length(adversarial - x, norm).max() <= EPS[norm] + 1e-12
+    assert length(adversarial - x, norm).max() <= attack.radius + 1e-12
 
 
 @each
@@ -245,9 +254,10 @@ def test_eps_zero_and_empty_batch_return_the_input(case):
 @norms
 def test_a_flat_model_gives_finite_pixels(case, norm):
     x, y = batch()
-    adversarial = CASES[case](norm=norm, eps=EPS[norm])(lambda x: 0 * x.flatten(1)[:, :3], x, y)
+    attack = CASES[case](norm=norm, eps=EPS[norm])
+    adversarial = attack(lambda x: 0 * x.flatten(1)[:, :3], x, y)
     assert torch.isfinite(adversarial).all()
-    assert length(adversarial - x, norm).max() <= EPS[norm] + 1e-6
+    assert length(adversarial - x, norm).max() <= attack.radius + 1e-6
 
 
 @pytest.mark.parametrize("case", ["pgd", "pgd-from-x"])
@@ -364,6 +374,210 @@ def test_forward_passes():
     assert counts == [10, 12]
 
 
+# members of one step
+
+
+def test_fgsm_rs_is_fgsm_with_the_settings_of_its_paper():
+    net, (x, y) = network(), batch()
+    one = FGSMRS(eps=0.1)(net, x, y, generator=seeded())
+    assert torch.equal(one, FGSM(eps=0.1, start=1, alpha=1.25)(net, x, y, generator=seeded()))
+
+
+def test_n_fgsm_adds_noise_of_twice_eps_and_a_full_step():
+    x, y = torch.full((1, 4000), 0.5, dtype=torch.float64), torch.tensor([0])
+    weight = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, 4000)
+    delta = NFGSM(eps=0.1)(lambda x: x @ weight.T, x, y, generator=seeded()) - x
+    # uniform in [-0.2, 0.2], then 0.1 up, and nothing cut at 0.1
+    assert -0.1 <= delta.min() < -0.099 and 0.299 < delta.max() <= 0.3
+    assert delta.mean().item() == pytest.approx(0.1, abs=0.005)
+    assert delta.std().item() == pytest.approx(0.4 / 12**0.5, rel=0.03)
+
+
+def test_n_fgsm_takes_its_gradient_at_the_noisy_point():
+    seen = []
+
+    def model(x):
+        seen.append(x.detach().clone())
+        return x
+
+    x, y = torch.full((1, 2), 0.5), torch.tensor([0])
+    adversarial = NFGSM(eps=0.1)(model, x, y, generator=seeded())
+    assert len(seen) == 1 and (seen[0] - x).abs().max() > 0.01
+    torch.testing.assert_close(adversarial, seen[0] + torch.tensor([[-0.1, 0.1]]))
+
+
+@each
+def test_an_attack_says_whether_it_leaves_x_before_the_first_gradient(case):
+    seen = []
+
+    def model(x):
+        if x.requires_grad:
+            seen.append(x.detach().clone())
+        return x.flatten(1)[:, :3]
+
+    attack, (x, y) = CASES[case](), batch()
+    attack(model, x, y, generator=seeded())
+    assert attack.leaves_x_first == (not torch.equal(seen[0], x))
+
+
+def test_the_next_stronger_attack_keeps_the_ball():
+    attack, steps = NFGSM(norm="L2", eps=0.3, loss="margin", precision="bfloat16"), []
+    for _ in range(3):
+        attack = stronger(attack)
+        assert (attack.norm, attack.eps, attack.radius) == ("L2", 0.3, 0.3)
+        assert (attack.loss, attack.precision) == ("margin", "bfloat16")
+        steps.append(attack.steps)
+    assert steps == [2, 4, 8]
+    assert stronger(PGD(steps=10, step_size=0.01, restarts=3)) == PGD(steps=20, step_size=0.01, restarts=3)
+
+
+# what a step costs
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name, and the weight gradients that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.weight_gradients = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if name == "convolution_backward":
+            self.weight_gradients += args[-1][1] + args[-1][2]
+        return function(*args, **(kwargs or {}))
+
+    def matmuls(self):
+        return sum(self.calls.get(name, 0) for name in ("mm", "addmm", "bmm"))
+
+
+@each
+def test_steps_compute_no_parameter_gradient(case):
+    net, (x, y) = network(), batch()
+    with Operations() as counted:
+        CASES[case]()(net, x, y)
+    assert counted.calls["convolution_backward"] >= 1 and counted.weight_gradients == 0
+    with Operations() as counted:  # the count sees what it shall see
+        F.cross_entropy(net(x), y).backward()
+    assert counted.weight_gradients == 2
+
+
+def factored_network(core=True):
+    torch.manual_seed(3)
+    return nn.Sequential(
+        FactoredConv2d(1, 16, 3, 3, core=core), nn.LeakyReLU(), nn.Flatten(),
+        FactoredLinear(576, 40, 4, core=core), nn.LeakyReLU(), FactoredLinear(40, 3, 3, core=core),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("core", [True, False])
+def test_each_step_more_builds_no_weight(core):
+    """The first, thin and the last, dense layer together: only the products with activations grow with the steps."""
+    net, (x, y) = factored_network(core), batch()
+    counts = []
+    for steps in (1, 2, 3):
+        with Operations() as counted:
+            PGD(steps=steps, keep="last")(net, x, y, generator=seeded())
+        counts.append(counted.matmuls())
+    # a step: forward and input gradient of the thin linear layer (2 + 2) and of the dense one (1 + 1)
+    assert [b - a for a, b in itertools.pairwise(counts)] == [6, 6]
+    built = 4 if core else 1  # U S of three layers, and the dense weight of the last
+    assert counts[0] == 6 + built
+
+
+def test_frozen_weights_are_the_weights():
+    net, (x, _) = factored_network().double(), batch(dtype=torch.float64)
+    outside = net(x)
+    with frozen(net):
+        inside = net(x)
+        assert not inside.requires_grad and net[3]._kept
+    torch.testing.assert_close(inside, outside, rtol=1e-12, atol=1e-12)
+    assert net(x).requires_grad and net[3]._kept is None
+    with torch.no_grad():
+        net[3].S.mul_(2.0)
+    assert (net(x) - outside).abs().max() > 1e-3, "nothing of the old weights is kept"
+
+
+def test_frozen_may_be_nested_and_ends_after_an_error():
+    net, (x, y) = factored_network(), batch()
+    with frozen(net):
+        PGD(steps=2)(net, x, y)
+        assert net[0]._kept and not net[0].U.requires_grad
+    with pytest.raises(RuntimeError):
+        PGD(steps=2)(net, x[:, :, :4], y)
+    assert net[0]._kept is None and net[0].U.requires_grad
+
+
+def test_autocast_inside_does_not_make_the_kept_weights_rough():
+    net, (x, _) = factored_network(), batch()
+    with frozen(net), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(x)
+        assert net[0].merged().U.dtype == torch.float32
+
+
+# precision
+
+
+@each
+@norms
+def test_bfloat16_steps_stay_inside_and_near(case, norm):
+    net, (x, y) = network(), batch(64)
+    plain, fast = (CASES[case](norm=norm, eps=EPS[norm], precision=p) for p in ("float32", "bfloat16"))
+    one, two = (attack(net, x, y, generator=seeded()) for attack in (plain, fast))
+    assert two.dtype == torch.float32 and two.min() >= 0 and two.max() <= 1
+    assert length(two - x, norm).max() <= fast.radius + 1e-6
+    assert not torch.equal(one, two)
+    rise = [
+        cross_entropy(net.eval()(point), y).mean() - cross_entropy(net(x), y).mean() for point in (one, two)
+    ]
+    assert rise[1] > 0.9 * rise[0] > 0
+
+
+def test_bfloat16_takes_gradients_in_bfloat16_and_compares_in_float32():
+    kinds = []
+
+    def model(x):
+        logits = x @ torch.eye(2)
+        kinds.append((x.requires_grad, logits.dtype))
+        return logits
+
+    x, y = torch.full((1, 2), 0.5), torch.tensor([0])
+    PGD(steps=2, precision="bfloat16")(model, x, y)
+    step, look = (True, torch.bfloat16), (False, torch.float32)
+    assert kinds == [look, step, look, step, look, look]
+    kinds.clear()
+    FGSM(precision="bfloat16")(model, x, y)
+    assert kinds == [step]
+    kinds.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        PGD(steps=1, random_start=False)(model, x, y)
+        PGD(steps=1, random_start=False, precision="float32")(model, x, y)
+    assert [kind for _, kind in kinds] == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
+@norms
+def test_the_kept_point_is_not_below_clean_in_float32(norm):
+    """A loss so flat that bfloat16 sees no difference between points: float32 must choose."""
+    net, (x, y) = network().eval(), batch(32)
+    net[5].weight.data.mul_(1e-3)
+    net[5].bias.data.copy_(torch.tensor([1.0, 0.0, -1.0]))
+    adversarial = PGD(norm=norm, eps=EPS[norm], steps=5, precision="bfloat16")(net, x, y, generator=seeded())
+    assert (cross_entropy(net(adversarial), y) >= cross_entropy(net(x), y)).all()
+
+
+# a measure in place of the loss
+
+
+def test_maximise_drives_up_any_measure():
+    x, y = torch.full((1, 3), 0.5), torch.tensor([0])
+    attack = PGD(eps=0.1, steps=5)
+    down = attack.maximise(lambda x: x, x, lambda logits, point: -point.sum(1) + 0 * logits.sum(1))
+    torch.testing.assert_close(down, x - 0.1)
+    same = attack.maximise(lambda x: x, x, lambda logits, _: cross_entropy(logits, y), generator=seeded())
+    assert torch.equal(same, attack(lambda x: x, x, y, generator=seeded()))
+
+
 def test_fgsm_rs_starts_anew_and_steps_farther():
     x, y = torch.full((1, 40), 0.5), torch.tensor([0])
     weight = torch.ones(2, 40) * torch.tensor([[0.0], [1.0]])
@@ -386,6 +600,8 @@ def test_fgsm_start_is_a_share_of_eps(norm):
         (PGD(steps=7, norm="L2", loss="margin"), "PGD-7 L2 margin"),
         (FGSM(), "FGSM Linf"),
         (FGSM(start=1, alpha=1.25), "FGSM-RS Linf alpha=1.25"),
+        (FGSMRS(), "FGSM-RS Linf alpha=1.25"),
+        (NFGSM(norm="L2", loss="margin"), "N-FGSM L2 margin k=2"),
     ],
 )
 def test_describe(attack, text):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,24 +12,84 @@ from torch import Tensor, nn
 from ironrank.attacks.losses import LOSSES
 from ironrank.attacks.threat import NORMS
 from ironrank.errors import IronrankError
+from ironrank.layers import frozen
 from ironrank.settings import Settings, setting
 
 TOLERANCE = 1e-6  # pixels may miss the box by rounding
 
-Loss = Callable[[Tensor], Tensor]
+Measure = Callable[
+    [Tensor, Tensor], Tensor
+]  # logits (b, classes) and the pixels they belong to -> losses (b,)
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss per sample, as a function of pixels (b, ...): in full where points are compared, fast where they move.
+
+    Attributes:
+        model: Maps pixels (b, ...) to logits (b, classes).
+        measure: Maps logits and pixels to losses (b,).
+        precision: Of the gradient steps; None for that of the surrounding autocast, in which points are compared too.
+    """
+
+    model: Callable[[Tensor], Tensor]
+    measure: Measure
+    precision: str | None = None
+
+    def __call__(self, point: Tensor) -> Tensor:
+        """Return the losses (b,) at these pixels, to compare points by."""
+        return self._at(point, None if self.precision is None else "float32")
+
+    def rough(self, point: Tensor) -> Tensor:
+        """Return the losses (b,) at these pixels, to follow their gradient."""
+        return self._at(point, self.precision)
+
+    @property
+    def compares_apart(self) -> bool:
+        """Whether the losses met on the way are too rough to compare points by."""
+        return self.precision == "bfloat16"
+
+    def _at(self, point: Tensor, precision: str | None) -> Tensor:
+        with autocast_as(precision, point.device):
+            logits = self.model(point)
+        return self.measure(logits if logits.dtype == torch.float64 else logits.float(), point)
+
+
+def autocast_as(precision: str | None, device: torch.device) -> AbstractContextManager:
+    """Return the context in which a forward pass runs at this precision; None keeps what surrounds it."""
+    if precision is None:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Settings):
     """A search for pixels near ``x`` that raise the model's loss; a subclass fills in `perturb`.
 
-    The model is judged in evaluation mode. After the call the mode of every submodule, the batch-norm
-    statistics and the parameters' gradients are as before. Samples do not influence each other.
+    The model is judged in evaluation mode, on merged weights, and no gradient of a parameter is computed. After the
+    call the mode of every submodule, the batch-norm statistics and the parameters' gradients are as before. Samples
+    do not influence each other.
     """
 
     norm: str = setting("Linf", "norm that measures the change of one sample", choices=NORMS)
     eps: float = setting(8 / 255, "largest change in that norm, pixel units", ge=0)
     loss: str = setting("ce", "what is driven up: cross-entropy or logit margin", choices=tuple(LOSSES))
+    precision: str | None = setting(
+        None,
+        "of the gradient steps, while points are compared in float32; none follows the run",
+        choices=PRECISIONS,
+    )
+
+    @property
+    def radius(self) -> float:
+        """The largest distance from ``x`` that the result may have: eps, unless a class says otherwise."""
+        return self.eps
+
+    @property
+    def leaves_x_first(self) -> bool:
+        """Whether the first gradient is taken at a random point near ``x`` and not at ``x`` itself."""
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -51,12 +111,36 @@ class Attack(Settings):
             Changed pixels (b, ...), type of ``x``, detached.
         """
         check_batch(x, y)
+        with torch.inference_mode(False):
+            y = y.clone()  # a clone, since tensors of inference mode know no gradient
+        return self.maximise(model, x, lambda logits, _: LOSSES[self.loss](logits, y), generator=generator)
+
+    def maximise(
+        self,
+        model: Callable[[Tensor], Tensor],
+        x: Tensor,
+        measure: Measure,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Drive up any measure of the logits, in place of ``loss``.
+
+        Args:
+            model: Maps pixels (b, ...) to logits (b, classes); a module, or any differentiable function.
+            x: Pixels (b, ...) in [0, 1], float32 or float64.
+            measure: Maps logits (b, classes), in float32 or better, and their pixels (b, ...) to losses (b,), each a
+                function of its own sample only.
+            generator: Source of randomness, one number is drawn; by default torch's global one.
+
+        Returns:
+            Changed pixels (b, ...), type of ``x``, detached.
+        """
         private = private_generator(generator, x.device)
         if self.eps == 0 or len(x) == 0:
             return x.detach().clone()
-        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
-            x, y = x.detach().clone(), y.clone()  # clones, since tensors of inference mode know no gradient
-            return self.perturb(self._loss_of(model, y), x, private).detach()
+        with evaluation_mode(model), frozen(model), torch.inference_mode(False), torch.enable_grad():
+            loss = Loss(model, measure, self.precision)
+            return self.perturb(loss, x.detach().clone(), private).detach()
 
     def perturb(self, loss: Loss, x: Tensor, generator: torch.Generator) -> Tensor:
         """Search; gradients are enabled and the model is in evaluation mode.
@@ -67,7 +151,7 @@ class Attack(Settings):
             generator: Source of randomness, on the device of ``x``.
 
         Returns:
-            Pixels (b, ...) inside ball and box.
+            Pixels (b, ...) inside box and radius.
         """
         raise NotImplementedError
 
@@ -78,16 +162,9 @@ class Attack(Settings):
     def _loss_note(self) -> str:
         return "" if self.loss == "ce" else f" {self.loss}"
 
-    def _loss_of(self, model: Callable[[Tensor], Tensor], y: Tensor) -> Loss:
-        def loss(point: Tensor) -> Tensor:
-            logits = model(point)
-            return LOSSES[self.loss](logits if logits.dtype == torch.float64 else logits.float(), y)
-
-        return loss
-
 
 def loss_and_gradient(loss: Loss, point: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the losses and their gradients; the sum keeps samples apart, the parameters get no gradient.
+    """Return rough losses and their gradients; the sum keeps samples apart, the parameters get no gradient.
 
     Args:
         loss: Maps pixels (b, ...) to one loss per sample (b,).
@@ -100,7 +177,7 @@ def loss_and_gradient(loss: Loss, point: Tensor) -> tuple[Tensor, Tensor]:
         IronrankError: If no gradient reaches the pixels.
     """
     point = point.detach().requires_grad_()
-    losses = loss(point)
+    losses = loss.rough(point)
     if losses.requires_grad:
         (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
         if gradient is not None:

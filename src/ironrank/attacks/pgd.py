@@ -5,7 +5,7 @@ Source: Madry et al. 2018, with the step size 2.5 eps / steps of their study ove
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ class PGD(Attack):
 
     :math:`P` projects on ball and box. With ``keep="best"`` each sample keeps the point of highest loss among
     ``x``, all iterates and all restarts, so its loss is never lower than at ``x``. That costs up to two
-    forward passes more than ``keep="last"``, the last iterate of Madry et al., which suits training.
+    forward passes more than ``keep="last"``, the last iterate of Madry et al., which suits training. With
+    ``precision="bfloat16"`` the gradients are rough, but iterates are still compared in float32: one forward pass more
+    for each step.
 
     Example:
         >>> weight = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
@@ -54,22 +56,27 @@ class PGD(Attack):
         if self.restarts > 1 and self.keep == "last":
             raise IronrankError(f"pgd.restarts={self.restarts} with keep='last': restarts need keep='best'")
 
+    @property
+    def leaves_x_first(self) -> bool:
+        """Whether there is a random start."""
+        return self.random_start
+
     def perturb(self, loss: Loss, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return what the climbs from all starts reach; see `Attack.perturb`."""
         point, highest = x, _Highest(x) if self.keep == "best" else None
         if highest and self.random_start:
-            highest.offer(x, loss(x).detach())
+            highest.look(x, loss)
         for _ in range(self.restarts):
             point = random_start(x, self.eps, self.norm, generator) if self.random_start else x
             for _ in range(self.steps):
-                losses, gradient = loss_and_gradient(loss, point)
-                if highest:
-                    highest.offer(point, losses)
-                point = project(
-                    point + self._length() * steepest(gradient, self.norm), x, self.eps, self.norm
-                )
+                here, (losses, gradient) = point, loss_and_gradient(loss, point)
+                if highest and loss.compares_apart:
+                    highest.look(here, loss)
+                elif highest:
+                    highest.offer(here, losses)
+                point = project(here + self._length() * steepest(gradient, self.norm), x, self.eps, self.norm)
             if highest:
-                highest.offer(point, loss(point).detach())
+                highest.look(point, loss)
         return highest.point if highest else point
 
     def _length(self) -> float:
@@ -81,12 +88,37 @@ class PGD(Attack):
         return f"PGD-{self.steps}{restarts} {self.norm}{self._loss_note()}"
 
 
+def stronger(attack: Attack) -> PGD:
+    """Return the next attack that training goes on with where it learned to fool this one.
+
+    Args:
+        attack: Any attack.
+
+    Returns:
+        PGD with two steps for an attack of one step, and with twice the steps for PGD; ball, loss, precision stay.
+
+    Example:
+        >>> from ironrank.attacks.fgsm import FGSM
+        >>> stronger(FGSM(eps=0.1)).steps, stronger(stronger(FGSM(eps=0.1))).steps
+        (2, 4)
+    """
+    if isinstance(attack, PGD):
+        return replace(attack, steps=2 * attack.steps)
+    return PGD(
+        norm=attack.norm, eps=attack.eps, loss=attack.loss, precision=attack.precision, steps=2, keep="last"
+    )
+
+
 class _Highest:
     """The point of highest loss of each sample so far; a loss that is not a number never wins."""
 
     def __init__(self, x: Tensor) -> None:
         self.point = x
         self.losses = x.new_full(x.shape[:1], -torch.inf)
+
+    @torch.no_grad()
+    def look(self, point: Tensor, loss: Loss) -> None:
+        self.offer(point, loss(point))
 
     def offer(self, point: Tensor, losses: Tensor) -> None:
         better = losses > self.losses

@@ -4,6 +4,7 @@ from torch import nn
 
 from ironrank.layers.conv import FactoredConv1d, FactoredConv2d, FactoredConv3d
 from ironrank.layers.factored import Cost, Factored
+from ironrank.layers.frozen import frozen
 from ironrank.layers.linear import FactoredLinear
 
 # The dense type that each factored type stands for.
@@ -22,4 +23,5 @@ __all__ = [
     "Factored",
     "Cost",
     "FACTORED",
+    "frozen",
 ]

@@ -15,7 +15,8 @@ keeps U and V orthonormal is a method.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class Factored(nn.Module):
     V: nn.Parameter
     S: nn.Parameter | None
     bias: nn.Parameter | None
+    _kept: dict[str, Any] | None = None  # what was built inside `ironrank.layers.frozen`
 
     def _hold(self, n: int, m: int, rank: int, core: bool, bias: bool, where: dict) -> None:
         if not 1 <= rank <= min(n, m):
@@ -80,11 +82,11 @@ class Factored(nn.Module):
 
     def merged(self) -> UV:
         """Return two factors ``A = U S`` (n, r) and V (m, r) of the same weight."""
-        return UV(self.U if self.S is None else self.U @ self.S, self.V)
+        return self._once("merged", lambda: UV(self.U if self.S is None else self.U @ self.S, self.V))
 
     def matrix(self) -> Tensor:
         """Return the weight as a matrix (n, m)."""
-        return self.merged().dense()
+        return self._once("matrix", lambda: self.merged().dense())
 
     def dense(self) -> Tensor:
         """Return the weight that the layer stands for, in the shape of the dense layer's weight."""
@@ -167,7 +169,18 @@ class Factored(nn.Module):
             r * (n + m) + core + bias, deployed + bias, n * m + bias, positions * deployed, positions * n * m
         )
 
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return ``make()``; inside `ironrank.layers.frozen` the first result, of full precision, again and again."""
+        if self._kept is None:
+            return make()
+        if name not in self._kept:
+            with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+                self._kept[name] = make()
+        return self._kept[name]
+
     def _dense_is_cheaper(self, positions: int) -> bool:
         # multiply-adds of one forward: build W = A V^T and apply it, or apply V and then A
         n, m, r = self.U.shape[0], self.V.shape[0], self.rank
+        if self._kept is not None:
+            return self.deploys_dense  # building is paid once
         return n * r * m + positions * n * m < positions * r * (n + m)

@@ -101,11 +101,10 @@ class FactoredLinear(Factored):
         if self._dense_is_cheaper(rows):
             return F.linear(x, self.matrix(), self.bias)
         hidden = F.linear(x, self.V.mT)
-        if self.S is None:
-            return F.linear(hidden, self.U, self.bias)
-        if rows < self.out_features:  # the core acts on fewer rows as a layer than as part of U S
+        if self.S is not None and self._kept is None and rows < self.out_features:
+            # the core acts on fewer rows as a layer than as part of U S
             return F.linear(F.linear(hidden, self.S), self.U, self.bias)
-        return F.linear(hidden, self.U @ self.S, self.bias)
+        return F.linear(hidden, self.merged().U, self.bias)
 
     @torch.no_grad()
     def deploy(self, dense: bool | None = None) -> nn.Module:
