@@ -49,6 +49,10 @@ VARIANTS: dict[str, tuple[Method, float, int]] = {
     "tau 10 in fc1": (CondLR(taus={"fc1": 10.0}), 0.1, 30),
     "tau 10 in fc2": (CondLR(taus={"fc2": 10.0}), 0.1, 30),
     "fc2 dense": (CondLR(last="dense"), 0.1, 30),
+    "dense, lr 0.05": (Dense(), 0.05, 30),
+    "dense, lr 0.2": (Dense(), 0.2, 30),
+    "dense, lr 0.4": (Dense(), 0.4, 30),
+    "dense, 90 epochs": (Dense(), 0.1, 90),
 }
 
 
