@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expect import refuses
 from ironrank.attacks import FGSM, PGD
 from ironrank.config import build_run, compress_run, override, parse
 from ironrank.data import CIFAR10, MNIST, FashionSmall
-from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.methods import SVD, UV, CondLR, Dense
 from ironrank.models import VGG16, LeNet5
@@ -28,23 +28,6 @@ LENET = "condlr/lenet5-mnist"
 
 def lenet(*overrides: str, **options) -> Run:
     return build_run(LENET, overrides, **options)
-
-
-def refuses(*words: str):
-    """Expect an IronrankError of one line that holds all the words."""
-
-    class Expect:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, kind, error, _):
-            assert kind is IronrankError, f"{kind}: {error}"
-            assert "\n" not in str(error)
-            for word in words:
-                assert word in str(error), f"{word!r} not in {error}"
-            return True
-
-    return Expect()
 
 
 # ---- recipes

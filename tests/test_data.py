@@ -23,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from expect import refuses
 from ironrank.data import (
     CIFAR10,
     CIFAR100,
@@ -46,23 +47,6 @@ from ironrank.errors import IronrankError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def fails(*words: str):
-    """Expect an IronrankError of one line that holds all the words."""
-
-    class Expect:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, kind, error, _):
-            assert kind is IronrankError, f"{kind}: {error}"
-            assert "\n" not in str(error)
-            for word in words:
-                assert word in str(error), f"{word!r} not in {error}"
-            return True
-
-    return Expect()
 
 
 def idx(items: np.ndarray) -> bytes:
@@ -153,17 +137,17 @@ def test_images_pixels_take_first():
     assert images.pixels(where).dtype == torch.float32
     assert torch.equal(images.take(where).y, images.y[where])
     assert len(images.first(2)) == 2 and len(images.first(99)) == 5
-    with fails("first 0", "at least 1"):
+    with refuses("first 0", "at least 1"):
         images.first(0)
 
 
 def test_images_refuse_what_does_not_fit():
     x, y = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
     for bad in (x.float(), x[0], x[:, 0]):
-        with fails("uint8"):
+        with refuses("uint8"):
             Images(bad, y)
     for bad in (y[:2], y.float(), y[:, None]):
-        with fails("labels", "one per image"):
+        with refuses("labels", "one per image"):
             Images(x, bad)
 
 
@@ -182,7 +166,7 @@ def test_from_numpy_does_not_share_read_only_memory():
 def test_split_is_a_partition(n, fraction, seed):
     held = round(fraction * n)
     if fraction > 0 and held in (0, n):
-        with fails("holds out"):
+        with refuses("holds out"):
             split(numbered(n), fraction, seed)
         return
     train, validation = split(numbered(n), fraction, seed)
@@ -200,7 +184,7 @@ def test_split_depends_on_the_seed_and_is_spread():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, float("nan")])
 def test_split_refuses_the_fraction(fraction):
-    with fails("validation=", "below 1"):
+    with refuses("validation=", "below 1"):
         split(numbered(10), fraction, 0)
 
 
@@ -308,11 +292,11 @@ def test_stream_refuses_wrong_arguments():
         (("shard=(2, 2)",), {"shard": (2, 2)}),
         (("too few for 2 processes",), {"batch_size": 4, "shard": (0, 2)}),
     ]:
-        with fails(*words):
+        with refuses(*words):
             Stream(images, **({"batch_size": 3, "seed": 0} | change))
-    with fails("no image"):
+    with refuses("no image"):
         Stream(images.take(torch.tensor([], dtype=torch.int64)), 3, 0)
-    with fails("step -1"):
+    with refuses("step -1"):
         Stream(images, 3, 0).batch(-1)
 
 
@@ -351,7 +335,7 @@ def test_idx_refuses_malformed_files(tmp_path, blob, words):
     for suffix, pack in (("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)):
         path = tmp_path / f"bad{suffix}"
         path.write_bytes(pack(blob))
-        with fails(path.name, *words):
+        with refuses(path.name, *words):
             read_idx(path, (3, 4))
 
 
@@ -366,14 +350,14 @@ def test_idx_refuses_damaged_archives(tmp_path, suffix, pack):
         blob[:middle] + b"\xaa\x55" * 9 + blob[middle + 18 :],
     ):
         path.write_bytes(bad)
-        with fails(path.name):
+        with refuses(path.name):
             read_idx(path, (3, 4))
 
 
 def test_idx_names_a_missing_file(tmp_path):
-    with fails("nothing.gz", "no such file"):
+    with refuses("nothing.gz", "no such file"):
         read_idx(tmp_path / "nothing.gz")
-    with fails(str(tmp_path), "cannot be read"):
+    with refuses(str(tmp_path), "cannot be read"):
         read_idx(tmp_path)
 
 
@@ -398,15 +382,15 @@ def test_fashion_prefers_its_own_folder(tmp_path):
 
 
 def test_mnist_missing_files(tmp_path):
-    with fails("mnist", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "--data DIR", "download=True"):
+    with refuses("mnist", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "--data DIR", "download=True"):
         MNIST().load("test")
-    with fails("no train-images-idx3-ubyte", str(tmp_path), "MNIST/raw", "--data DIR"):
+    with refuses("no train-images-idx3-ubyte", str(tmp_path), "MNIST/raw", "--data DIR"):
         MNIST(folder=str(tmp_path)).load("train")
-    with fails("there is no folder", "absent"):
+    with refuses("there is no folder", "absent"):
         MNIST(folder=str(tmp_path / "absent")).load("train")
     write_mnist(tmp_path / "raw")
     (tmp_path / "raw/train-labels-idx1-ubyte").unlink()
-    with fails("raw lacks train-labels-idx1-ubyte"):
+    with refuses("raw lacks train-labels-idx1-ubyte"):
         MNIST(folder=str(tmp_path)).load("train")
 
 
@@ -414,24 +398,24 @@ def test_mnist_files_that_do_not_fit(tmp_path):
     write_mnist(tmp_path)
     labels, images = tmp_path / "train-labels-idx1-ubyte", tmp_path / "train-images-idx3-ubyte"
     labels.write_bytes(idx(np.zeros(5)))
-    with fails("train-images-idx3-ubyte", "6 images", "train-labels-idx1-ubyte", "5 labels"):
+    with refuses("train-images-idx3-ubyte", "6 images", "train-labels-idx1-ubyte", "5 labels"):
         MNIST(folder=str(tmp_path)).load("train")
     labels.write_bytes(idx(np.full(6, 10)))
-    with fails("train-labels-idx1-ubyte", "label 10", "expected 0 to 9"):
+    with refuses("train-labels-idx1-ubyte", "label 10", "expected 0 to 9"):
         MNIST(folder=str(tmp_path)).load("train")
     images.write_bytes(idx(np.zeros((6, 32, 32))))
-    with fails("train-images-idx3-ubyte", "(32, 32)", "(28, 28)"):
+    with refuses("train-images-idx3-ubyte", "(32, 32)", "(28, 28)"):
         MNIST(folder=str(tmp_path)).load("train")
     images.write_bytes(idx(np.zeros((0, 28, 28))))
     labels.write_bytes(idx(np.zeros(0)))
-    with fails("train-labels-idx1-ubyte", "holds no image"):
+    with refuses("train-labels-idx1-ubyte", "holds no image"):
         MNIST(folder=str(tmp_path)).load("train")
 
 
 def test_mnist_refuses_fashion_mnist_under_the_same_names(tmp_path):
     write_mnist(tmp_path, n=10)
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.array([9, 2, 1, 1, 6, 1, 4, 6, 5, 7])))
-    with fails("t10k-labels-idx1-ubyte", "holds fashion-mnist, not mnist"):
+    with refuses("t10k-labels-idx1-ubyte", "holds fashion-mnist, not mnist"):
         MNIST(folder=str(tmp_path)).load("test")
     assert len(FashionMNIST(folder=str(tmp_path)).load("test")) == 10
 
@@ -499,7 +483,7 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path):
     for blob in bombs(target):
         path = tmp_path / "data_batch_1"
         path.write_bytes(blob)
-        with fails("data_batch_1", "refused"):
+        with refuses("data_batch_1", "refused"):
             read_batch(path, "labels")
         assert not target.exists()
 
@@ -507,7 +491,7 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path):
 def test_the_refusal_names_what_was_asked_for(tmp_path):
     path = tmp_path / "batch"
     path.write_bytes(b"\x80\x02cos\nsystem\nU\x02ls\x85R.")
-    with fails("refused", "'os.system'"):
+    with refuses("refused", "'os.system'"):
         read_opcodes(path)
 
 
@@ -551,7 +535,7 @@ DTYPE = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
 def test_opcodes_refuse_everything_else(tmp_path, blob, words):
     path = tmp_path / "bad"
     path.write_bytes(blob)
-    with fails("bad", *words):
+    with refuses("bad", *words):
         read_opcodes(path)
 
 
@@ -560,7 +544,7 @@ def test_nested_references_cost_nothing(tmp_path):
     path = tmp_path / "laughs"
     path.write_bytes(b"\x80\x02K\x01" + b"q\x01h\x01\x86" * 5000 + b".")
     assert isinstance(read_opcodes(path), tuple)
-    with fails("laughs", "no dict"):
+    with refuses("laughs", "no dict"):
         read_batch(path, "labels")
 
 
@@ -626,14 +610,14 @@ def test_cifar100_both_forms(tmp_path):
 
 
 def test_cifar_missing_and_unfit_files(tmp_path):
-    with fails("cifar10", "data_batch_1", "--data DIR", "download=True"):
+    with refuses("cifar10", "data_batch_1", "--data DIR", "download=True"):
         CIFAR10().load("train")
-    with fails("no test", "cifar-100-python", "cifar-100-binary"):
+    with refuses("no test", "cifar-100-python", "cifar-100-binary"):
         CIFAR100(folder=str(tmp_path)).load("test")
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar10(folder)
     (folder / "data_batch_4").unlink()
-    with fails("cifar-10-batches-py lacks data_batch_4:"):
+    with refuses("cifar-10-batches-py lacks data_batch_4:"):
         CIFAR10(folder=str(tmp_path)).load("train")
     path = folder / "test_batch"
     good = cifar_batch(3)
@@ -649,13 +633,13 @@ def test_cifar_missing_and_unfit_files(tmp_path):
         ({"data": np.zeros((0, 3072), np.uint8), "labels": []}, ("holds no image",)),
     ]:
         path.write_bytes(pickle.dumps(good | change, 4))
-        with fails("test_batch", *words):
+        with refuses("test_batch", *words):
             CIFAR10(folder=str(tmp_path)).load("test")
     path.write_bytes(pickle.dumps({"data": good["data"], "fine_labels": [1, 2, 3]}, 4))
-    with fails("test_batch", "'labels'", "fine_labels"):
+    with refuses("test_batch", "'labels'", "fine_labels"):
         CIFAR10(folder=str(tmp_path)).load("test")
     path.write_bytes(python2_batch(good)[:-2000])
-    with fails("test_batch", "damaged"):
+    with refuses("test_batch", "damaged"):
         CIFAR10(folder=str(tmp_path)).load("test")
 
 
@@ -663,14 +647,14 @@ def test_cifar_binary_of_wrong_size(tmp_path):
     path = tmp_path / "test_batch.bin"
     for size in (0, 3072, 3073 * 2 + 1):
         path.write_bytes(bytes(size))
-        with fails("test_batch.bin", str(size), "3073"):
+        with refuses("test_batch.bin", str(size), "3073"):
             read_binary(path, 1)
     path.write_bytes(b"\x0b" + bytes(3072))
-    with fails("test_batch.bin", "label 11"):
+    with refuses("test_batch.bin", "label 11"):
         CIFAR10(folder=str(tmp_path)).load("test")
-    with fails("nothing", "cannot be read"):
+    with refuses("nothing", "cannot be read"):
         read_binary(tmp_path / "nothing", 1)
-    with fails("nothing", "cannot be read"):
+    with refuses("nothing", "cannot be read"):
         read_batch(tmp_path / "nothing", "labels")
 
 
@@ -711,13 +695,13 @@ def test_download_checks_and_leaves_nothing_behind(server, tmp_path):
     out = tmp_path / "out"
     download([Source(base + "file", "inner/file", md5(b"content"))], out)
     assert everything(out) == ["inner", "inner/file"] and (out / "inner/file").read_bytes() == b"content"
-    with fails(base + "file", "MD5", md5(b"content"), md5(b"other")):
+    with refuses(base + "file", "MD5", md5(b"content"), md5(b"other")):
         download([Source(base + "file", "bad", md5(b"other"))], out)
-    with fails(base + "absent", "cannot be fetched", "404"):
+    with refuses(base + "absent", "cannot be fetched", "404"):
         download([Source(base + "absent", "bad", md5(b""))], out)
-    with fails("cannot be fetched"):
+    with refuses("cannot be fetched"):
         fetch("http://127.0.0.1:9/nobody", out / "bad", md5(b""))
-    with fails("MD5"):
+    with refuses("MD5"):
         fetch(base + "file", out / "bad", md5(b"other"))
     assert everything(out) == ["inner", "inner/file"]
 
@@ -730,7 +714,7 @@ def test_download_keeps_what_is_there(server, tmp_path):
 
 def test_download_into_a_place_that_cannot_be_written(server, tmp_path):
     (tmp_path / "a-file").write_bytes(b"")
-    with fails("cannot be written"):
+    with refuses("cannot be written"):
         download([Source(server[1] + "x", "a-file/x", md5(b""))], tmp_path)
 
 
@@ -764,7 +748,7 @@ def test_bad_archives_leave_nothing_behind(server, tmp_path):
     blobs.append(start + packer.flush(zlib.Z_FULL_FLUSH) + b"\x07" * 50)
     for blob in blobs:
         (folder / "tar").write_bytes(blob)
-        with fails(base + "tar"):
+        with refuses(base + "tar"):
             download([Source(base + "tar", "inner", md5(blob), archive=True)], out)
         assert everything(out) == [] and not (tmp_path / "evil").exists()
 
@@ -792,7 +776,7 @@ def test_mnist_downloads_and_loads(server, tmp_path, monkeypatch):
     monkeypatch.setattr(MNIST, "sources", tuple(sources))
     images = MNIST(folder=str(tmp_path / "data"), download=True).load("train")
     assert np.array_equal(images.x[:, 0].numpy(), x)
-    with fails("download=True"):
+    with refuses("download=True"):
         MNIST(download=True).load("train")
 
 
@@ -808,11 +792,11 @@ def test_every_set_states_its_facts(name):
     assert len(data.spec.mean) == len(data.spec.std) == channels and min(data.spec.std) > 0
     assert data.augment == ("crop-flip" if name.startswith("cifar") else "none")
     assert hash(data) == hash(DATASETS[name]()) and data == DATASETS[name]()
-    with fails(name, "'validation'", "train, test"):
+    with refuses(name, "'validation'", "train, test"):
         data.load("validation")
-    with fails(f"{name}.augment", "crop-flip"):
+    with refuses(f"{name}.augment", "crop-flip"):
         DATASETS[name](augment="mixup")
-    with fails(f"{name}.validation", "below 1"):
+    with refuses(f"{name}.validation", "below 1"):
         DATASETS[name](validation=1.0)
 
 
@@ -837,7 +821,7 @@ def test_embedded_set_is_balanced_and_small():
 
 def test_embedded_set_takes_no_folder():
     for arguments in ({"folder": "somewhere"}, {"download": True}):
-        with fails("fashion-small", "part of the package"):
+        with refuses("fashion-small", "part of the package"):
             FashionSmall(**arguments)
 
 
@@ -871,7 +855,7 @@ def test_real_mnist():
     assert len(train) == 60_000 and len(test) == 10_000
     assert train.y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert abs(train.x.float().mean() / 255 - 0.1307) < 1e-4
-    with fails("holds mnist, not fashion-mnist"):
+    with refuses("holds mnist, not fashion-mnist"):
         FashionMNIST(folder=str(SHARED / "mnist")).load("test")
 
 

@@ -316,9 +316,10 @@ def test_a_stage_that_died_goes_on(mnist, tmp_path):
 def test_a_start_that_does_not_fit_is_refused(mnist, tmp_path):
     factored = train(tiny_run(mnist, method=UV(keep=0.5), epochs=0), tmp_path / "factored")
     other = train(tiny_run(mnist, model=LeNet5(width=0.2), epochs=0), tmp_path / "other")
-    refused(
-        lambda: train(tiny_run(mnist, start=str(factored)), tmp_path / "a"), "that run is factored already"
-    )
+    for method in (SVD(), UV()):
+        run = tiny_run(mnist, method=method, start=str(factored))
+        refused(lambda run=run: train(run, tmp_path / "a"), method.name, "factored already", "a dense run")
+    assert not (tmp_path / "a").exists()
     refused(lambda: train(tiny_run(mnist, start=str(other)), tmp_path / "b"), "has another architecture")
     refused(
         lambda: train(tiny_run(mnist, start=str(tmp_path / "none")), tmp_path / "c"), "no file", "train first"

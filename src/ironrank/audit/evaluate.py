@@ -106,6 +106,7 @@ def evaluate_folder(
     latency_runs: int = 200,
     name: str | None = None,
     save: bool = True,
+    model: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Measure the net of a run folder, on its test set.
 
@@ -123,6 +124,7 @@ def evaluate_folder(
         latency_runs: Number of timed batch-1 calls.
         name: Label of the row; by default the folder's name.
         save: Whether to write ``evaluation.json`` into the folder.
+        model: The dense module of your own that was trained, where the run's model is ``given``; a copy is used.
 
     Returns:
         What `evaluate` returns, and ``name``, ``recipe``, ``method``, ``data``, ``objective``, ``which``, ``command``.
@@ -130,7 +132,7 @@ def evaluate_folder(
     folder = Path(folder)
     run = decode_run(read_json(folder / "run.json"))
     dataset = run.data if data is None else dataclasses.replace(run.data, folder=data)
-    model = load_model(folder, which).to(device)
+    net = load_model(folder, which, copy.deepcopy(model)).to(device)
     images = dataset.load("test")
     images = (images if n == 0 else images.first(n or IMAGES)).to(device)
     norm, radii = norm or run.validate.norm, tuple(eps or (run.validate.eps,))
@@ -138,7 +140,7 @@ def evaluate_folder(
     attacks: list[Attack] = [FGSM(norm=norm, eps=radius) for radius in radii]
     attacks += [PGD(norm=norm, eps=radius, steps=steps, restarts=restarts) for radius in radii]
     curve = [PGD(norm=norm, eps=factor * max(radii), steps=steps) for factor in CURVE]
-    result = evaluate(model, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs)
+    result = evaluate(net, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs)
     result |= {
         "name": name or folder.resolve().name,
         "recipe": run.recipe,

@@ -1,5 +1,7 @@
 """Dense training: the weights are what they are. The baseline of every table.
 
+After a stage that left factors (`Run.start`), these are what is trained: plain fine-tuning in factored form.
+
 When not to use it: when the model must be smaller.
 """
 

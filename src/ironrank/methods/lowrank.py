@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from ironrank.errors import IronrankError
 from ironrank.methods.base import Method
 from ironrank.settings import setting
-from ironrank.surgery import Plan, apply_plan, plan
+from ironrank.surgery import Plan, apply_plan, factored_layers, plan
 
 ENDS = ("low-rank", "full-rank", "dense")
 
@@ -57,6 +58,20 @@ class LowRank(Method):
         full = {name: row.full_rank for name, (form, row) in ends.items() if form == "full-rank"}
         return plan(model, self.keep, exclude=[*self.exclude, *dense], ranks=full | self.ranks,
                     round_to=self.round_to, core=core)  # fmt: skip
+
+    def refuse_factored(self, model: nn.Module) -> None:
+        """Refuse a net that holds factors already, where the method truncates dense weights.
+
+        Args:
+            model: The model.
+
+        Raises:
+            IronrankError: If one of its layers is factored.
+        """
+        if factored_layers(model):
+            raise IronrankError(
+                f"{self.label()} truncates dense layers, and this net is factored already: start from a dense run"
+            )
 
     def factorize(self, model: nn.Module, core: bool) -> nn.Module:
         """Replace the chosen layers, in place, by the truncated SVD of their weights."""

@@ -41,5 +41,9 @@ class SVD(LowRank):
 
         Returns:
             The same model.
+
+        Raises:
+            IronrankError: If it is factored already.
         """
+        self.refuse_factored(model)
         return self.factorize(model, core=False)

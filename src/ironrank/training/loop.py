@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ironrank.artifact import WHICH, build, layout_of, load_model, restore, save_model
+from ironrank.artifact import WHICH, Layout, layout_of, read_layout, restore, save_model
 from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.data import Images, Stream, mix, split
 from ironrank.errors import IronrankError
-from ironrank.files import read_json, write_json, write_text
+from ironrank.files import read_json, read_tensors, write_json, write_text
 from ironrank.linalg import condition_number
+from ironrank.models import Given
 from ironrank.optim import set_lr
 from ironrank.settings import encode
 from ironrank.surgery import factored_layers, weight_matrices
@@ -33,6 +35,7 @@ def train(
     run: Run,
     out: Path | str,
     *,
+    model: nn.Module | None = None,
     resume: bool = False,
     until: int | None = None,
     console: Console | None = None,
@@ -45,6 +48,8 @@ def train(
     Args:
         run: What to train.
         out: The run folder; made if needed.
+        model: The dense module of your own that the run's model `ironrank.models.Given` stands for, in every stage
+            and again on resume; a copy of it is trained, from the weights that it has.
         resume: Go on from the folder's checkpoint, if there is one.
         until: Stop after this many epochs, to be resumed later.
         console: Where to show progress; None for nowhere.
@@ -58,18 +63,17 @@ def train(
     """
     join()
     out = Path(out)
+    _check_model(run, model)
     _check_folder(out, run, resume)
     barrier()
     start = run.start
     if isinstance(start, Run):
-        run.method.prepare(
-            run.model.build(run.data.spec)
-        )  # a mistake in this stage shows before the first is trained
+        run.method.prepare(_fresh(run, model))  # a mistake in this stage shows before the first is trained
         if not (out / "start" / WHICH["best"]).is_file() or not (out / CHECKPOINT).is_file():
-            train(start, out / "start", resume=True, console=console)
+            train(start, out / "start", model=model, resume=True, console=console)
         start = str(out / "start")
     job = _Job(
-        run, out, start
+        run, out, start, model
     )  # whatever is wrong with data or settings shows here, before anything is written
     job.open_folder()
     with watching(console, job.steps, job.progress.step) as watcher:
@@ -84,8 +88,8 @@ def train(
 class _Job:
     """What one training holds while it runs."""
 
-    def __init__(self, run: Run, out: Path, start: str | None) -> None:
-        self.run, self.out = run, out
+    def __init__(self, run: Run, out: Path, start: str | None, given: nn.Module | None) -> None:
+        self.run, self.out, self.given = run, out, given
         self.rank, self.world = process()
         self.train_images, self.validation = self._load()
         self.stream = Stream(
@@ -95,7 +99,7 @@ class _Job:
         saved = out / CHECKPOINT
         checkpoint = load_checkpoint(saved) if saved.is_file() else None
         torch.manual_seed(mix(run.seed, "init"))
-        model = run.model.build(run.data.spec)
+        model = _fresh(run, given)
         if checkpoint is not None:
             model = restore(model, checkpoint.layout, checkpoint.model, str(saved))
         else:
@@ -199,23 +203,30 @@ class _Job:
         self._save(WHICH["last"], self.model)
         if (best := self.out / BEST).is_file() and self.rank == 0:
             kept = load_checkpoint(best)
-            model = restore(build(kept.layout), kept.layout, kept.model, str(best)).to(self.run.device)
+            model = restore(_fresh(self.run, self.given), kept.layout, kept.model, str(best)).to(
+                self.run.device
+            )
             state = {name: tensor.to(self.run.device) for name, tensor in kept.state.items()}
             self._save(WHICH["best"], self.run.method.finish(model, state))
         elif not (self.out / WHICH["best"]).is_file():
             self._save(WHICH["best"], self.model)
         if self.rank == 0:
             best.unlink(missing_ok=True)
-            write_json(self.out / "layout.json", layout_of(self.model, self.run.model, self.run.data.spec))
+            write_json(self.out / "layout.json", self.layout(self.model))
+
+    def layout(self, model: nn.Module) -> Layout:
+        """Describe a model; one of the user's own has no architecture that could be named."""
+        named = self.given is None
+        return layout_of(model, self.run.model if named else None, self.run.data.spec if named else None)
 
     def _save(self, name: str, model: nn.Module) -> None:
         if self.rank == 0:
-            save_model(self.out / name, model, layout_of(model, self.run.model, self.run.data.spec))
+            save_model(self.out / name, model, self.layout(model))
 
     def checkpoint(self, name: str = CHECKPOINT) -> None:
         """Write all that the training holds into one file of the run folder."""
         if self.rank == 0:
-            layout = layout_of(self.model, self.run.model, self.run.data.spec)
+            layout = self.layout(self.model)
             save_checkpoint(self.out / name, self.model, self.optimizer, self.state, layout, self.progress)
 
     def log(self, line: dict[str, Any]) -> None:
@@ -243,16 +254,34 @@ def _width(matrix: Tensor, rank: int | None) -> float:
     return float(condition_number(matrix, rank)) if bool(torch.isfinite(matrix).all()) else float("inf")
 
 
+def _fresh(run: Run, given: nn.Module | None) -> nn.Module:
+    """Return a dense model to start from: freshly built, or a copy of the user's own."""
+    return run.model.build(run.data.spec) if given is None else copy.deepcopy(given)
+
+
 def _started(start: str, model: nn.Module) -> nn.Module:
-    """Load the earlier stage into a dense model of the same architecture."""
-    earlier = load_model(start)
-    if factored_layers(earlier):
-        raise IronrankError(f"start={start}: that run is factored already; start from a dense run")
+    """Load the earlier stage into a dense model of the same architecture; factors of that stage stay factors."""
+    path = Path(start) / WHICH["best"] if Path(start).is_dir() else Path(start)
+    tensors, notes = read_tensors(path)
+    layout = read_layout(notes, path)
     try:
-        model.load_state_dict(earlier.state_dict())
-    except RuntimeError:
+        return restore(model, layout, tensors)
+    except IronrankError:
         raise IronrankError(f"start={start}: that run has another architecture than this one") from None
-    return model
+
+
+def _check_model(run: Run, model: nn.Module | None) -> None:
+    """Refuse a module that the run does not ask for, or that is factored already."""
+    if model is None:
+        return
+    if not isinstance(run.model, Given):
+        raise IronrankError(
+            f"model=...: the run builds its own, {run.model.label()}; take model=Given() in the run"
+        )
+    if factored_layers(model):
+        raise IronrankError(
+            "the module given holds factors: pass the dense one, and start='folder' of ironrank.save(module, 'folder')"
+        )
 
 
 def _check_folder(out: Path, run: Run, resume: bool) -> None:
