@@ -72,7 +72,7 @@ def test_full_rank_equals_dense(case, core, dtype):
 @pytest.mark.parametrize("form", ["as it chooses", "dense", "factors"])
 def test_output_and_gradients_equal_those_of_the_dense_composition(case, core, form, monkeypatch):
     if form != "as it chooses":
-        monkeypatch.setattr(Factored, "_dense_is_cheaper", lambda self, positions: form == "dense")
+        monkeypatch.setattr(Factored, "_dense_is_cheaper", lambda self, p, q: form == "dense")
     layer, x = factored(case, low(case), core), case.input(torch.float64).requires_grad_()
     weight = layer.U @ layer.V.mT if layer.S is None else layer.U @ layer.S @ layer.V.mT
     parameters = {"weight": weight.reshape(layer.weight_shape)}

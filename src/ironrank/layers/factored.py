@@ -18,6 +18,7 @@ keeps U and V orthonormal is a method.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,9 @@ from ironrank.layers.forms import (
     to_matrix,
 )
 from ironrank.linalg import USV, UV, Tucker2, truncated_svd
+
+# Multiply-adds in the time that one float32 number takes to memory and back, on CPUs: 280 GFLOP/s over 17 GB/s.
+_TRAFFIC = 64
 
 
 class Cost(NamedTuple):
@@ -63,6 +67,7 @@ class Factored(nn.Module):
     S: nn.Parameter | None
     bias: nn.Parameter | None
     form: str = "channel"
+    _kept: dict[str, Any] | None = None  # what was built inside `ironrank.layers.frozen`
 
     def _hold(self, rank: Any, core: bool, bias: bool, where: dict) -> None:
         """Make the parameters; `weight_shape` and ``form`` are known by now."""
@@ -147,11 +152,11 @@ class Factored(nn.Module):
 
     def merged(self) -> UV:
         """Return two factors ``A = U S`` (n, r) and V (m, r) of the same matrix; not for Tucker-2."""
-        return UV(self.U if self.S is None else self.U @ self.S, self.V)
+        return self._once("merged", lambda: UV(self.U if self.S is None else self.U @ self.S, self.V))
 
     def matrix(self) -> Tensor:
         """Return the weight as the matrix (n, m) of which U spans the columns."""
-        return self.merged().dense()
+        return self._once("matrix", lambda: self.merged().dense())
 
     def dense(self) -> Tensor:
         """Return the weight that the layer stands for, in the shape of the dense layer's weight."""
@@ -263,10 +268,25 @@ class Factored(nn.Module):
         macs = p * full if self.deploys_dense else (p if q is None else q) * a + p * b
         return Cost(stored + bias, min(full, a + b) + bias, full + bias, macs, p * full)
 
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return ``make()``; inside `ironrank.layers.frozen` the first result, of full precision, again and again."""
+        if self._kept is None:
+            return make()
+        if name not in self._kept:
+            with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+                self._kept[name] = make()
+        return self._kept[name]
+
     def _dense_is_cheaper(self, p: int, q: int) -> bool:
-        """Compare multiply-adds of one forward: build the dense weight and apply it, or apply the thin layers."""
+        # One forward: build the dense weight and apply it, or apply the thin layers. By multiply-adds, and by the
+        # traffic of the hidden activations, which decides where a layer has few channels.
         full, (a, b) = math.prod(self.weight_shape), parts(self.weight_shape, self.form, self.rank)
-        return self._macs_to_build() + p * full < q * a + p * b
+        build = 0 if self._kept is not None else self._macs_to_build()  # kept: building is paid once
+        return build + p * full < q * a + p * b + _TRAFFIC * self._hidden(p, q)
+
+    def _hidden(self, p: int, q: int) -> int:
+        """Count the numbers between the thin layers."""
+        return q * self.U.shape[1]
 
     def _macs_to_build(self) -> int:
         return math.prod(self.weight_shape) * self.U.shape[1]

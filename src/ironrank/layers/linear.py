@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ironrank.errors import IronrankError
 from ironrank.layers.factored import Factored
+from ironrank.layers.forms import Shape
 
 
 class FactoredLinear(Factored):
@@ -44,11 +49,11 @@ class FactoredLinear(Factored):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self._hold(out_features, in_features, rank, core, bias, {"device": device, "dtype": dtype})
+        self._hold(rank, core, bias, {"device": device, "dtype": dtype})
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, rank: int, core: bool = True) -> FactoredLinear:
-        """Return the factored layer nearest to a dense one (truncated SVD); the bias is copied.
+    def from_linear(cls, linear: nn.Linear, rank: int, core: bool = True) -> Factored:
+        """Return the factored layer nearest to a dense one (truncated SVD); another name of `from_dense`.
 
         Args:
             linear: The dense layer.
@@ -58,33 +63,17 @@ class FactoredLinear(Factored):
         Returns:
             The factored layer, on the same device, of the same type and mode.
         """
-        layer = cls.like(linear, rank, core, fresh=False)
-        layer.set_weight(linear.weight)
-        if layer.bias is not None and linear.bias is not None:
-            layer.bias.data.copy_(linear.bias.data)
-        return layer
+        return cls.from_dense(linear, rank, core)
 
     @classmethod
-    def like(cls, linear: nn.Linear, rank: int, core: bool = True, fresh: bool = True) -> FactoredLinear:
-        """Return a factored layer with the sizes, device, type and mode of a dense one.
-
-        Args:
-            linear: The dense layer.
-            rank: r.
-            core: Whether there is a core S.
-            fresh: Whether to draw its weights; without, they are what the memory holds.
-
-        Returns:
-            The factored layer.
-        """
-        weight, bias = linear.weight, linear.bias is not None
-        device = weight.device if fresh else torch.device("meta")
-        layer = cls(linear.in_features, linear.out_features, rank, bias, core, device, weight.dtype)
-        layer = layer if fresh else layer.to_empty(device=weight.device)
-        return layer.train(linear.training)
+    def _of_sizes(cls, dense: Any, rank: Any, core: bool, form: str, device: torch.device) -> Factored:
+        if form != "channel":
+            raise IronrankError(f"form={form!r} of a linear layer: allowed is channel")
+        bias = dense.bias is not None
+        return cls(dense.in_features, dense.out_features, rank, bias, core, device, dense.weight.dtype)
 
     @property
-    def weight_shape(self) -> tuple[int, ...]:
+    def weight_shape(self) -> Shape:
         """(out_features, in_features)."""
         return self.out_features, self.in_features
 
@@ -97,14 +86,19 @@ class FactoredLinear(Factored):
         Returns:
             Outputs (..., out_features).
         """
-        rows = x.numel() // max(1, self.in_features)
-        if self._dense_is_cheaper(rows):
+        rows, first = self.positions(tuple(x.shape))
+        if self._dense_is_cheaper(rows, first):
             return F.linear(x, self.matrix(), self.bias)
         hidden = F.linear(x, self.V.mT)
         if self.S is not None and self._kept is None and rows < self.out_features:
             # the core acts on fewer rows as a layer than as part of U S
             return F.linear(F.linear(hidden, self.S), self.U, self.bias)
         return F.linear(hidden, self.merged().U, self.bias)
+
+    def positions(self, shape: Shape) -> tuple[int, int]:
+        """Return the number of input rows, twice: both factors act on each."""
+        rows = math.prod(shape) // max(1, self.in_features)
+        return rows, rows
 
     @torch.no_grad()
     def deploy(self, dense: bool | None = None) -> nn.Module:
@@ -120,14 +114,14 @@ class FactoredLinear(Factored):
         A, V = self.merged()
         where = {"device": self.U.device, "dtype": self.U.dtype}
         last = nn.Linear(
-            self.in_features if dense else self.rank, self.out_features, self.bias is not None, **where
+            self.in_features if dense else A.shape[1], self.out_features, self.bias is not None, **where
         )
         last.weight.copy_(self.matrix() if dense else A)
         if self.bias is not None:
             last.bias.copy_(self.bias)
         if dense:
             return last.train(self.training)
-        first = nn.Linear(self.in_features, self.rank, bias=False, **where)
+        first = nn.Linear(self.in_features, A.shape[1], bias=False, **where)
         first.weight.copy_(V.mT)
         return nn.Sequential(first, last).train(self.training)
 
