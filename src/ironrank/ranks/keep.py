@@ -1,4 +1,4 @@
-"""Ranks: how many directions a layer keeps."""
+"""One kept fraction for a layer: how many directions that is."""
 
 from __future__ import annotations
 

@@ -1,0 +1,129 @@
+"""From a model and a budget to one form and rank for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ironrank.errors import IronrankError
+from ironrank.layers.forms import Rank
+from ironrank.linalg.parallel import side_by_side
+from ironrank.ranks.budget import Budget, parse_budget, shown
+from ironrank.ranks.choose import Choice, choose
+from ironrank.ranks.cost import (
+    COSTS,
+    DENSE,
+    Cost,
+    Site,
+    check_wish,
+    count_bytes,
+    count_macs,
+    count_params,
+    sites,
+)
+from ironrank.ranks.latency import Timer, measure, median_ms
+from ironrank.ranks.menu import Menu, menu
+from ironrank.ranks.weighting import Moments
+
+
+def fit(
+    model: nn.Module,
+    names: Iterable[str],
+    budget: str,
+    *,
+    form: str = "auto",
+    example: Any = None,
+    weights: Mapping[str, Tensor] | None = None,
+    min_rank: int = 1,
+    round_to: int = 1,
+    ranks: Mapping[str, Rank] | None = None,
+    factors: Mapping[str, float] | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    timer: Timer = median_ms,
+) -> Choice:
+    """Choose forms and ranks of all layers together, so that the whole net costs no more than a budget.
+
+    Args:
+        model: The model, dense in these layers.
+        names: Full names of the layers that may become low-rank; all others stay and are counted.
+        budget: Such as "params=8x"; see `ironrank.ranks.budget`.
+        form: "channel", "spatial", "tucker2", or "auto" for the best of all, layer by layer.
+        example: Input of the model, a batch, or a tuple of them; needed for macs (of the first example) and latency
+            (of the batch as it is).
+        weights: Weights to measure errors on, by name, in place of the model's own.
+        min_rank: Smallest rank of a layer that does not stay dense.
+        round_to: Ranks are multiples of this, or full.
+        ranks: Ranks that are given, by full name.
+        factors: Factors on the errors by name, such as `sensitivity`; 1 where there is none.
+        moments: Second moments of the layers' inputs by name, from `second_moments`.
+        timer: Times a call of a module, in milliseconds; for latency.
+
+    Returns:
+        The choice; ``print(choice)`` shows it as a table.
+
+    Raises:
+        IronrankError: If the budget is misspelled or cannot be reached, or an example is missing.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> chosen = fit(net, ["0"], "params=2x")
+        >>> chosen.by_name["0"].rank, chosen.after <= 4810 / 2
+        (13, True)
+    """
+    parsed = parse_budget(budget)
+    check_wish(form)
+    if example is None and parsed.cost in ("macs", "latency"):
+        raise IronrankError(
+            f"budget={budget!r} needs an example input: pass example=x, a batch that the model takes"
+        )
+    found = sites(model, names, example)
+    cost, before = _measured(model, found, parsed, form, example, timer)
+    pick, scale, roots = dict(ranks or {}), factors or {}, moments or {}
+
+    def make(site: Site) -> Menu:
+        weight: Any = model.get_submodule(site.name).weight if weights is None else weights[site.name]
+        return menu(site, weight, cost, form, min_rank=min_rank, round_to=round_to, rank=pick.get(site.name),
+                    factor=scale.get(site.name, 1.0), roots=roots.get(site.name))  # fmt: skip
+
+    menus = tuple(side_by_side(make, found))
+    dense = sum(float(cost(site, "dense", DENSE)[0]) for site in found)
+    return within_budget(menus, parsed, before, max(0.0, before - dense))
+
+
+def _measured(
+    model: nn.Module, found: list[Site], budget: Budget, form: str, example: Any, timer: Timer
+) -> tuple[Cost, float]:
+    """Return the cost of a layer's forms, and that of the whole model."""
+    if budget.cost == "latency":
+        return measure(model, found, form, example, timer=timer), timer(model, example)
+    counts = {"params": lambda: count_params(model), "bytes": lambda: count_bytes(model),
+              "macs": lambda: count_macs(model, example)}  # fmt: skip
+    return COSTS[budget.cost], float(counts[budget.cost]())
+
+
+def within_budget(menus: tuple[Menu, ...], budget: Budget, before: float, fixed: float) -> Choice:
+    """Choose one option for each layer within a budget for the whole net.
+
+    Args:
+        menus: The menus.
+        budget: The budget.
+        before: Cost of the whole net as it is.
+        fixed: Cost of what no menu covers.
+
+    Returns:
+        The choice.
+
+    Raises:
+        IronrankError: If the net cannot become that small.
+    """
+    limit = budget.limit(before)
+    least = fixed + sum(menu.options[0].cost for menu in menus)
+    if least > limit:
+        smallest = f"{before / least:.3g}x ({shown(budget.cost, least)} of {shown(budget.cost, before)})"
+        raise IronrankError(f"{budget.text}: the smallest this net can become is {smallest}; "
+                            f"{shown(budget.cost, fixed)} of that lie outside of the layers that may become low-rank: "
+                            "ask for less, include more layers, or lower min_rank")  # fmt: skip
+    options, bound = choose(menus, limit - fixed)
+    return Choice(menus, tuple(options), before, fixed, limit, bound, budget)
