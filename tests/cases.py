@@ -1,4 +1,4 @@
-"""What the generic tests loop over: one entry for every kind of layer, every attack and every method.
+"""What the generic tests loop over: one entry for every kind of layer, attack, objective and method.
 
 A member without an entry fails `test_every_..._has_a_case`. Run as a program, this file is one of several processes
 that train together (see `test_methods`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, Fact
 from ironrank.linalg import condition_number, orthonormality_error
 from ironrank.methods import SVD, UV, CondLR, Dense, Method
 from ironrank.models import LeNet5
+from ironrank.objectives import Clean, Distill, Free, Madry, Mart, Memory, Objective, Trades
 from ironrank.optim import SGD, Optimizer
 from ironrank.surgery import factored_layers
 from ironrank.training import Run, train
@@ -91,6 +93,38 @@ ATTACK_CASES: dict[str, Attack] = {
     "fgsm-rs": FGSMRS(eps=0.1),
     "n-fgsm": NFGSM(eps=0.1),
     "pgd": PGD(eps=0.1, steps=2, restarts=2),
+}
+
+# ---- objectives: made for a radius, and what each is at radius 0
+
+
+class ObjectiveCase(NamedTuple):
+    make: Callable[..., Objective]  # takes eps and settings of the objective
+    clean_at_zero: bool = True  # whether it is the clean cross-entropy at eps 0
+    passes: int = 1  # training forwards of the model with the batch, running statistics being updated in one
+
+    def memory(self, model: nn.Module) -> Memory:
+        """A teacher of the model's form, and nothing carried over."""
+        teacher = deepcopy(model).eval().requires_grad_(False)
+        for parameter in teacher.parameters():
+            parameter.copy_(parameter.flip(0))
+        return Memory(teacher=teacher)
+
+
+def _attacked(kind: type[Objective], **settings: Any) -> Callable[..., Objective]:
+    return lambda eps=0.1, **more: kind(attack=PGD(eps=eps, steps=3, keep="last"), **(settings | more))
+
+
+OBJECTIVE_CASES: dict[str, ObjectiveCase] = {
+    "clean": ObjectiveCase(lambda eps=0.0, **settings: Clean(**settings)),
+    "madry": ObjectiveCase(_attacked(Madry)),
+    "trades": ObjectiveCase(_attacked(Trades), passes=2),
+    "mart": ObjectiveCase(_attacked(Mart), clean_at_zero=False, passes=2),
+    "free": ObjectiveCase(lambda eps=0.1, **settings: Free(eps=eps, replays=2, **settings)),
+    "distill": ObjectiveCase(_attacked(Distill), clean_at_zero=False, passes=2),
+    "distill-adaad": ObjectiveCase(_attacked(Distill, style="adaad"), clean_at_zero=False),
+    "madry-awp": ObjectiveCase(_attacked(Madry, awp=0.01), clean_at_zero=False, passes=2),
+    "trades-awp": ObjectiveCase(_attacked(Trades, awp=0.01), clean_at_zero=False, passes=4),
 }
 
 # ---- methods: at full rank, at low rank, and what each claims to hold after every step

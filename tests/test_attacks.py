@@ -13,7 +13,8 @@ from ironrank.attacks import ATTACKS, FGSM, FGSMRS, NFGSM, PGD, stronger
 from ironrank.attacks.losses import cross_entropy, margin
 from ironrank.attacks.threat import project, random_start, steepest
 from ironrank.errors import IronrankError
-from ironrank.layers import FactoredConv2d, FactoredLinear, frozen
+from ironrank.layers import FactoredConv2d, FactoredLinear
+from ironrank.layers.frozen import frozen
 
 CASES = {
     "fgsm": FGSM,

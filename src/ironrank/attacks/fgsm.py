@@ -17,11 +17,11 @@ from ironrank.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    r"""One step :math:`x' = P(x_0 + \alpha \epsilon \, d)`, :math:`d` the steepest direction at :math:`x_0`.
+    r"""The fast gradient sign method, one step: :math:`x' = P(x_0 + \alpha \epsilon \, d)`.
 
-    :math:`P` projects on ball and box. FGSM-RS is ``start=1, alpha=1.25``. The point is returned as it is:
-    where the loss bends within eps, it can be lower than at ``x``. On a model that is linear in its pixels, a
-    step from ``x`` never lowers the loss.
+    :math:`d` is the steepest direction at the start :math:`x_0`; :math:`P` projects on ball and box. FGSM-RS is
+    ``start=1, alpha=1.25``. The point is returned as it is: where the loss bends within eps, it can be lower than at
+    ``x``. On a model that is linear in its pixels, a step from ``x`` never lowers the loss.
 
     Example:
         >>> weight = torch.tensor([[0.0, 0.0], [1.0, -1.0]])

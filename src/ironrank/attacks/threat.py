@@ -37,12 +37,27 @@ def project(point: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
         >>> project(torch.tensor([[0.9, -3.0]]), torch.tensor([[0.5, 0.05]]), 0.1, "Linf")
         tensor([[0.6000, 0.0000]])
     """
-    delta = point - x
+    return (x + shorten(point - x, eps, norm)).clamp(0, 1)
+
+
+def shorten(delta: Tensor, eps: float, norm: str) -> Tensor:
+    """Bring a change into the ball around zero, wherever the box is.
+
+    Args:
+        delta: Changes (b, ...).
+        eps: Radius, pixel units, above 0.
+        norm: ``Linf`` or ``L2``.
+
+    Returns:
+        The nearest changes of length at most eps.
+
+    Example:
+        >>> shorten(torch.tensor([[3.0, -4.0]]), 1.0, "L2")
+        tensor([[ 0.6000, -0.8000]])
+    """
     if norm == "Linf":
-        delta = delta.clamp(-eps, eps)
-    else:
-        delta = delta * (eps / _length(delta).clamp_min(eps))
-    return (x + delta).clamp(0, 1)
+        return delta.clamp(-eps, eps)
+    return delta * (eps / _length(delta).clamp_min(eps))
 
 
 def random_start(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ironrank.objectives.base import Objective
+from ironrank.objectives.base import Memory, Net, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +23,12 @@ class Clean(Objective):
 
     def __call__(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Net,
         x: Tensor,
         y: Tensor,
         *,
         generator: torch.Generator | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Return the loss; nothing is drawn. See `Objective`."""
         return self._cross_entropy(model(x), y)

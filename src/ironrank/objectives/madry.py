@@ -1,6 +1,7 @@
 """Adversarial training: the loss on the worst pixels an attack finds.
 
-Source: Madry et al. 2018.
+Source: Madry et al. 2018. With a single-step attack this is FGSM training, FGSM-RS (Wong, Rice, Kolter 2020) or N-FGSM
+(de Jorge et al. 2022).
 """
 
 from __future__ import annotations
@@ -11,19 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ironrank.attacks import PGD, Attack
-from ironrank.objectives.base import Objective
-from ironrank.settings import setting
+from ironrank.objectives.base import Memory, Net
+from ironrank.objectives.robust import Robust
 
 
 @dataclass(frozen=True, kw_only=True)
-class Madry(Objective):
+class Madry(Robust):
     r"""The mean cross-entropy :math:`\max_{x' \in B(x)} -\log p_y(x')`, the maximum found by an attack.
 
-    The attack sees the model in evaluation mode; the loss is taken in the mode the model is in, so batch
-    statistics come from the attacked images only.
-
     Example:
+        >>> from ironrank.attacks import PGD
         >>> objective = Madry(attack=PGD(eps=0.1, steps=2, random_start=False))
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
         >>> round(objective(lambda x: x, x, y).item(), 4)  # the logits become 0.4 and 0.6
@@ -31,19 +29,10 @@ class Madry(Objective):
     """
 
     name = "madry"
-    attack: Attack = setting(
-        PGD(eps=8 / 255, steps=10, step_size=2 / 255, keep="last"),
-        "adversary that changes the images before the loss",
-        paper="CIFAR-10: PGD with 7 steps of 2/255, eps 8/255",
-    )
 
-    def __call__(
-        self,
-        model: Callable[[Tensor], Tensor],
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return the loss on the attacked batch; see `Objective`."""
-        return self._cross_entropy(model(self.attack(model, x, y, generator=generator)), y)
+    def at_worst(
+        self, model: Net, x: Tensor, y: Tensor, generator: torch.Generator | None, memory: Memory
+    ) -> Callable[[Net], Tensor]:
+        """Attack the batch; see `Robust.at_worst`."""
+        worst = self.attack(model, x, y, generator=generator)
+        return lambda net: self._cross_entropy(net(worst), y)
