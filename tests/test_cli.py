@@ -14,11 +14,11 @@ import typer
 import ironrank
 from ironrank import catalog, cli, console, verbs
 from ironrank.cli import app, main
+from ironrank.config import build_run
 from ironrank.files import plain_json, read_json, read_lines
 from ironrank.recipes import RECIPES
 from ironrank.settings import encode
 from ironrank.training import decode_run, loop
-from ironrank.verbs import train_recipe
 
 LENET = "condlr/lenet5-mnist"
 TINY = ("tiny=true", "validate.steps=2")
@@ -43,7 +43,7 @@ def trained(mnist: str, tmp_path_factory) -> Path:
     """A folder with two trained run folders, dense and condlr."""
     folder = tmp_path_factory.mktemp("runs")
     for mode in ("dense", "condlr"):
-        train_recipe(LENET, [f"mode={mode}", *TINY], data=mnist, out=folder / mode)
+        verbs.train(build_run(LENET, [f"mode={mode}", *TINY, f"data.folder={mnist}"]), folder / mode)
     return folder
 
 
@@ -62,7 +62,7 @@ OPTIONS = {
     "demo": {"--out", "--seed", "--json"},
     "list": {"family", "name", "--json"},
     "train": {"recipe", *TRAINING},
-    "compress": {"folder", "--method", *TRAINING},
+    "compress": {"folder", "--method", "--budget", "--condition", "--dry-run", *TRAINING},
     "evaluate": {"folder", "--which", "--data", "--n", "--norm", "--eps", "--steps", "--restarts", "--seed",
                  "--device", "--latency-runs", "--out", "--json"},
     "export": {"folder"},

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ironrank
 from expect import refuses
 from ironrank.attacks import FGSM, PGD
-from ironrank.config import build_run, compress_run, override, parse
+from ironrank.compression import compress_run, fine_tuned
+from ironrank.config import build_run, override, parse, shorthand
 from ironrank.data import CIFAR10, MNIST, FashionSmall
 from ironrank.files import write_json
 from ironrank.methods import SVD, UV, CondLR, Dense
-from ironrank.models import VGG16, LeNet5
+from ironrank.models import VGG16, Given, LeNet5
 from ironrank.objectives import Clean, Madry
 from ironrank.optim import SGD, AdamW, Cosine, OneCycle, Steps
 from ironrank.recipes import RECIPES
@@ -27,7 +29,7 @@ LENET = "condlr/lenet5-mnist"
 
 
 def lenet(*overrides: str, **options) -> Run:
-    return build_run(LENET, overrides, **options)
+    return build_run(LENET, [*overrides, *shorthand(**options)])
 
 
 # ---- recipes
@@ -43,6 +45,9 @@ def test_every_recipe_builds_and_survives_json(name: str, tiny: bool) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_takes_the_usual_arguments(name: str) -> None:
+    if name.startswith("cstar/"):
+        assert build_run(name, ["mode=dense", "ratio=4", "epochs=3", "seed=7"]).epochs == 3
+        return
     run = build_run(name, ["mode=condlr", "nominal=50", "tau=0.5", "epochs=3", "seed=7"])
     assert (run.method.keep, run.method.tau, run.epochs, run.seed) == (0.5, 0.5, 3, 7)
     assert isinstance(build_run(name, ["mode=dense"]).method, Dense)
@@ -293,7 +298,7 @@ def test_compress_takes_the_run_with_another_method(dense_folder: Path) -> None:
 
 def test_compress_takes_overrides(dense_folder: Path) -> None:
     changes = ["method.tau=0.5", "epochs=1", "optimizer.lr=0.01", "optimizer.momentum=0"]
-    run = compress_run(dense_folder, "condlr", changes, data="here", seed=1, device="cuda")
+    run = compress_run(dense_folder, "condlr", [*changes, *shorthand("here", 1, "cuda")])
     assert (run.method, run.epochs, run.optimizer) == (CondLR(tau=0.5), 1, SGD(lr=0.01, momentum=0))
     assert (run.data.folder, run.seed, run.device) == ("here", 1, "cuda")
     assert compress_run(dense_folder, "uv", ["method.keep=0.5"]).method == UV(keep=0.5)
@@ -319,6 +324,50 @@ def test_compress_refuses_a_damaged_layout(dense_folder: Path, content: str) -> 
     (dense_folder / "layout.json").write_text(content, encoding="utf-8")
     with refuses("layout.json"):
         compress_run(dense_folder)
+
+
+def test_settings_take_the_place_of_those_of_the_run(dense_folder: Path) -> None:
+    run = compress_run(
+        dense_folder, "uv", ["method.keep=0.5"], objective=Clean(), epochs=7, data=MNIST(folder="x")
+    )
+    assert (run.objective, run.epochs, run.data.folder, run.method) == (Clean(), 7, "x", UV(keep=0.5))
+    with refuses("epoch: no such setting of a run", "did you mean 'epochs'?"):
+        compress_run(dense_folder, epoch=7)
+    with refuses("condition=0.1", "method.tau"):
+        compress_run(dense_folder, "condlr", condition=0.1)
+
+
+def test_a_saved_net_needs_its_data_and_its_model(tmp_path: Path) -> None:
+    folder = ironrank.save(LeNet5(width=0.1).build(MNIST().spec), tmp_path / "saved")
+    with refuses("without a run.json", "data=...", "model=...", "ironrank list models"):
+        compress_run(folder)
+    with refuses("say model=... (see"):
+        compress_run(folder, overrides=["data=mnist"])
+    run = compress_run(
+        folder, "uv", ["data=mnist", "model=lenet5", "model.width=0.1", "data.folder=here", "epochs=2"]
+    )
+    assert (run.data, run.model, run.start) == (MNIST(folder="here"), LeNet5(width=0.1), str(folder))
+    assert compress_run(folder, data=MNIST(), model=Given()).model == Given()
+
+
+def test_a_module_of_ones_own_needs_its_data() -> None:
+    with refuses("a module of your own", "data=..."):
+        compress_run(None)
+    run = compress_run(None, "condlr", ["method.tau=0.5"], data=MNIST(), objective=Madry(), epochs=3)
+    assert (run.model, run.start, run.epochs, run.method) == (Given(), None, 3, CondLR(tau=0.5))
+
+
+def test_fine_tuning_shares_the_epochs() -> None:
+    first = lenet("mode=dense", "epochs=5")
+    run = fine_tuned(first)
+    assert (run.epochs, run.start.epochs, run.method, run.optimizer.lr) == (
+        2,
+        3,
+        Dense(),
+        first.optimizer.lr / 10,
+    )
+    assert fine_tuned(first, 0.5).method == CondLR(tau=0.5)
+    assert dataclasses.replace(run, epochs=3, start=None, optimizer=first.optimizer) == run.start
 
 
 def test_the_default_settings_are_those_of_the_paper() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ironrank.cli import main
+from ironrank.config import build_run
 from ironrank.errors import IronrankError, nearest
-from ironrank.verbs import train_recipe
+from ironrank.training import train
 
 LENET = "condlr/lenet5-mnist"
 SETTINGS = ("model.width=0.1", "validate.steps=1", "epochs=2")
@@ -39,8 +40,9 @@ def model_place(mnist: str, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("place")
     shutil.copytree(mnist, root / "mnist")
     (root / "file").write_text("a file", encoding="utf-8")
-    train_recipe(LENET, ["mode=dense", *SETTINGS], data=root / "mnist", out=root / "dense")
-    train_recipe(LENET, SETTINGS, data=root / "mnist", out=root / "half", until=1)
+    settings = (*SETTINGS, f"data.folder={root / 'mnist'}")
+    train(build_run(LENET, ["mode=dense", *settings]), root / "dense")
+    train(build_run(LENET, settings), root / "half", until=1)
     return root
 
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("ranks", "surgery", "optim", "objectives"),
     ("methods", "artifact"),
     ("training", "audit", "report", "bench", "export"),
-    ("recipes", "config", "catalog"),
+    ("recipes", "config", "compression", "catalog"),
     ("verbs", "console", "cli"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -3,6 +3,7 @@
     factorize, plan, deploy        make layers of any module low-rank, in place; plain layers for deployment
     CondLR, SVD, UV, Dense         methods: in the training of this package, or attached to your own loop
     train, Run                     the one training loop and its configuration
+    compress                       a trained net made small, and trained on
     evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
     load_model, save               models as JSON and safetensors, rebuilt without the method that made them
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from ironrank.methods import SVD, UV, CondLR, Dense, Method
     from ironrank.surgery import deploy, factorize, plan
     from ironrank.training import Run, train
+    from ironrank.verbs import compress
 
 _HOMES = {
     "surgery": ("factorize", "plan", "deploy"),
     "layers": ("FactoredLinear", "FactoredConv1d", "FactoredConv2d", "FactoredConv3d"),
     "methods": ("Method", "Dense", "SVD", "UV", "CondLR"),
     "training": ("Run", "train"),
+    "verbs": ("compress",),
     "audit.evaluate": ("evaluate", "evaluate_folder"),
     "artifact": ("load_model", "save"),
     "errors": ("IronrankError",),
@@ -49,6 +52,7 @@ __all__ = [
     "CondLR",
     "Run",
     "train",
+    "compress",
     "evaluate",
     "evaluate_folder",
     "load_model",

@@ -127,14 +127,12 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe into a run folder, by default runs/RECIPE."""
-    from ironrank import console, verbs
+    from ironrank import config, console, verbs
 
     out = out or Path("runs", recipe.replace("/", "-"))
+    run = config.build_run(recipe, [*(overrides or ()), *config.shorthand(data, seed, device)])
     with console.resumable(out):
-        result = verbs.train_recipe(
-            recipe, overrides or (), out=out, data=data, seed=seed, device=device, resume=resume, until=until,
-            console=console.progress(quiet),
-        )  # fmt: skip
+        result = verbs.train(run, out, resume=resume, until=until, console=console.progress(quiet))
     console.show(result, console.outcome, as_json)
 
 
@@ -144,6 +142,15 @@ def compress(
     method: Annotated[
         str, typer.Option("--method", metavar="NAME", help="See `ironrank list methods`.")
     ] = "svd",
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="COST=SIZE", help="Such as params=8x or macs=25%.")
+    ] = None,
+    condition: Annotated[
+        float | None,
+        typer.Option(
+            "--condition", metavar="TAU", min=0, help="Fine-tune cstar's net by CondLR at this tau."
+        ),
+    ] = None,
     overrides: Overrides = None,
     data: Data = None,
     out: Out = None,
@@ -151,18 +158,24 @@ def compress(
     device: Device = None,
     resume: Resume = False,
     until: Until = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ranks, and write nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress the trained dense net of FOLDER and train it on, by default into FOLDER-METHOD."""
-    from ironrank import console, verbs
+    """Compress the trained dense net of FOLDER and train it on, by default into FOLDER-METHOD.
 
+    FOLDER is a run folder, or was written by ironrank.save: then --set data=... and --set model=... are needed.
+    """
+    from ironrank import compression, config, console, verbs
+
+    changes = [*(overrides or ()), *config.shorthand(data, seed, device)]
+    run = compression.compress_run(folder, method, changes, budget=budget, condition=condition)
+    if dry_run:
+        console.show({"plan": compression.planned(run)}, lambda result: result["plan"], as_json)
+        return
     out = out or folder.with_name(f"{folder.name}-{method}")
     with console.resumable(out):
-        result = verbs.compress(
-            folder, method, overrides or (), out=out, data=data, seed=seed, device=device, resume=resume,
-            until=until, console=console.progress(quiet),
-        )  # fmt: skip
+        result = verbs.train(run, out, resume=resume, until=until, console=console.progress(quiet))
     console.show(result, console.outcome, as_json)
 
 

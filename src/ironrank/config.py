@@ -21,12 +21,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ironrank.artifact import WHICH
 from ironrank.errors import IronrankError, nearest
-from ironrank.files import read_json
 from ironrank.recipes import RECIPES
 from ironrank.settings import Settings, hints_of, number, settings_in
-from ironrank.training import FAMILIES, Run, decode_run
+from ironrank.training import FAMILIES, Run
 
 OF_ONE_STAGE = ("start", "method", "epochs")
 Pair = tuple[str, str]
@@ -35,19 +33,12 @@ Pair = tuple[str, str]
 def build_run(
     recipe: str,
     overrides: Iterable[str] = (),
-    *,
-    data: Path | str | None = None,
-    seed: int | None = None,
-    device: str | None = None,
 ) -> Run:
     """Build a run from a recipe.
 
     Args:
         recipe: Name of the recipe.
         overrides: ``path=value``, as at the top of this file.
-        data: Folder with the data set; short for ``data.folder=...``.
-        seed: Seed; short for ``seed=...``.
-        device: Torch device; short for ``device=...``.
 
     Returns:
         The run.
@@ -62,49 +53,9 @@ def build_run(
     """
     if recipe not in RECIPES:
         raise IronrankError(f"recipe '{recipe}': {nearest(recipe, list(RECIPES))}")
-    hints, pairs = arguments(RECIPES[recipe]), [_pair(text) for text in overrides]
-    pairs += _short(data, seed, device)
+    hints, pairs = arguments(RECIPES[recipe]), pairs_of(overrides)
     run = RECIPES[recipe](**{path: parse(text, hints[path], path) for path, text in pairs if path in hints})
     return override(run, [pair for pair in pairs if pair[0] not in hints], hints)
-
-
-def compress_run(
-    folder: Path | str,
-    method: str = "svd",
-    overrides: Iterable[str] = (),
-    *,
-    data: Path | str | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-) -> Run:
-    """Build the run that compresses a trained dense net: its own, with another method and half of the epochs.
-
-    Args:
-        folder: The run folder of the dense net.
-        method: Name of the method.
-        overrides: ``path=value``, as at the top of this file.
-        data: Folder with the data set, in place of the one of that run.
-        seed: Seed, in place of the one of that run.
-        device: Torch device, in place of the one of that run.
-
-    Returns:
-        The run; it starts from the folder's weights.
-
-    Raises:
-        IronrankError: If the folder holds no trained dense net, a path is unknown, or a value is not allowed.
-    """
-    folder = Path(folder)
-    old = decode_run(read_json(folder / "run.json"))
-    if not (folder / WHICH["best"]).is_file():
-        raise IronrankError(f"{folder} holds no trained net yet: finish that run first (--resume)")
-    layout = read_json(folder / "layout.json")
-    if not isinstance(layout, dict):
-        raise IronrankError(f"{folder / 'layout.json'} is damaged: no layout; restore it or train again")
-    if layout.get("layers"):
-        raise IronrankError(f"{folder} holds a net that is low-rank already: start from a dense run")
-    run = dataclasses.replace(old, start=str(folder), epochs=(old.epochs + 1) // 2)
-    pairs = [("method", method), *(_pair(text) for text in overrides), *_short(data, seed, device)]
-    return override(run, pairs)
 
 
 def override(run: Run, pairs: Iterable[Pair], arguments: Iterable[str] = ()) -> Run:
@@ -184,6 +135,21 @@ def arguments(recipe: Callable[..., Run]) -> dict[str, Any]:
     return {name: hints[name] for name in inspect.signature(recipe).parameters}
 
 
+def pairs_of(overrides: Iterable[str]) -> list[Pair]:
+    """Split ``path=value`` texts.
+
+    Args:
+        overrides: The texts.
+
+    Returns:
+        Dotted paths and texts.
+
+    Raises:
+        IronrankError: If one has no path or no equals sign.
+    """
+    return [_pair(text) for text in overrides]
+
+
 def _pair(text: str) -> Pair:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
@@ -191,9 +157,25 @@ def _pair(text: str) -> Pair:
     return path.strip(), value.strip()
 
 
-def _short(data: Path | str | None, seed: int | None, device: str | None) -> list[Pair]:
+def shorthand(
+    data: Path | str | None = None, seed: int | None = None, device: str | None = None
+) -> list[str]:
+    """Return the overrides that the short options stand for.
+
+    Args:
+        data: Folder with the data set.
+        seed: Seed of everything random.
+        device: Torch device.
+
+    Returns:
+        ``path=value`` for each that is given.
+
+    Example:
+        >>> shorthand("there", device="cuda")
+        ['data.folder=there', 'device=cuda']
+    """
     given = {"data.folder": data, "seed": seed, "device": device}
-    return [(path, str(value)) for path, value in given.items() if value is not None]
+    return [f"{path}={value}" for path, value in given.items() if value is not None]
 
 
 def parse(text: str, hint: Any, where: str, old: Any = None) -> Any:

@@ -8,38 +8,36 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from ironrank.audit import evaluate_folder
-from ironrank.config import build_run, compress_run, parse
+from ironrank.compression import compress_run
+from ironrank.config import parse
 from ironrank.errors import IronrankError
 from ironrank.files import read_json, read_lines, write_json
+from ironrank.models import Given, Model
 from ironrank.report import Report, build
-from ironrank.training import Run, decode_run, train
+from ironrank.training import Run, decode_run
+from ironrank.training import train as loop
 
 EVALUATION, LOG = "evaluation.json", "metrics.jsonl"
 
 
-def train_recipe(
-    recipe: str,
-    overrides: Iterable[str] = (),
-    *,
+def train(
+    run: Run,
     out: Path | str,
-    data: Path | str | None = None,
-    seed: int | None = None,
-    device: str | None = None,
+    *,
+    model: nn.Module | None = None,
     resume: bool = False,
     until: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train a recipe.
+    """Train a run, and say what it came to.
 
     Args:
-        recipe: Its name.
-        overrides: ``path=value``; see `ironrank.config`.
+        run: From `ironrank.config.build_run` or `ironrank.compression.compress_run`.
         out: The run folder.
-        data: Folder with the data set.
-        seed: Seed of everything random.
-        device: Torch device.
+        model: The dense module of your own, where the run's model is `ironrank.models.Given`.
         resume: Go on from the folder's checkpoint.
         until: Stop after this many epochs, to be resumed later.
         console: Where progress goes; None for nowhere.
@@ -47,49 +45,55 @@ def train_recipe(
     Returns:
         What `outcome` returns.
     """
-    run = build_run(recipe, overrides, data=data, seed=seed, device=device)
-    return _train(run, out, resume, until, console)
+    check_device(run.device)
+    return outcome(loop(run, out, model=model, resume=resume, until=until, console=console))
 
 
 def compress(
-    folder: Path | str,
+    source: nn.Module | Path | str,
     method: str = "svd",
     overrides: Iterable[str] = (),
     *,
     out: Path | str,
-    data: Path | str | None = None,
-    seed: int | None = None,
-    device: str | None = None,
+    budget: str | None = None,
+    condition: float | None = None,
+    model: nn.Module | Model | None = None,
     resume: bool = False,
     until: int | None = None,
     console: Console | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Compress the trained dense net of a run folder, and train it on.
+    """Compress a trained dense net, and train it on.
+
+    ``compress(net, "cstar", budget="params=8x", data=MNIST(folder="data"), objective=Madry(), out="small")``;
+    then ``load_model("small", model=net)`` is the small net.
 
     Args:
-        folder: The run folder of the dense net.
+        source: A dense module, a run folder, or a folder that `ironrank.save` wrote.
         method: Name of the method.
-        overrides: ``path=value``; see `ironrank.config`.
+        overrides: ``path=value``; see `ironrank.compression.compress_run`.
         out: The new run folder.
-        data: Folder with the data set, in place of the one of that run.
-        seed: Seed, in place of the one of that run.
-        device: Torch device, in place of the one of that run.
+        budget: Size of the result for methods that have one, such as "params=8x".
+        condition: tau of CondLR in fine-tuning, where there is such a stage.
+        model: What the folder's net is built by: the dense module of your own, or an architecture.
         resume: Go on from the new folder's checkpoint.
         until: Stop after this many epochs, to be resumed later.
         console: Where progress goes; None for nowhere.
+        **settings: Settings of the run: ``data``, ``objective``, ``epochs`` and so on.
 
     Returns:
         What `outcome` returns.
+
+    Raises:
+        IronrankError: If there is no dense net, something about it is missing, or a value is not allowed.
     """
-    run = compress_run(folder, method, overrides, data=data, seed=seed, device=device)
-    return _train(run, out, resume, until, console)
-
-
-def _train(
-    run: Run, out: Path | str, resume: bool, until: int | None, console: Console | None
-) -> dict[str, Any]:
-    check_device(run.device)
-    return outcome(train(run, out, resume=resume, until=until, console=console))
+    folder, given = (None, source) if isinstance(source, nn.Module) else (source, None)
+    if isinstance(model, nn.Module):
+        given, settings = model, {"model": Given(), **settings}
+    elif model is not None:
+        settings["model"] = model
+    run = compress_run(folder, method, overrides, budget=budget, condition=condition, **settings)
+    return train(run, out, model=given, resume=resume, until=until, console=console)
 
 
 def outcome(folder: Path | str) -> dict[str, Any]:

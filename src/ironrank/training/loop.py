@@ -99,11 +99,10 @@ class _Job:
         saved = out / CHECKPOINT
         checkpoint = load_checkpoint(saved) if saved.is_file() else None
         torch.manual_seed(mix(run.seed, "init"))
-        model = _fresh(run, given)
         if checkpoint is not None:
-            model = restore(model, checkpoint.layout, checkpoint.model, str(saved))
+            model = restore(_fresh(run, given), checkpoint.layout, checkpoint.model, str(saved))
         else:
-            model = run.method.prepare(model if start is None else _started(start, model))
+            model = run.method.prepare(initial_model(run, start, given))
         memory_format = torch.channels_last if run.channels_last else torch.contiguous_format
         self.model = model.to(run.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
         self.optimizer = run.optimizer.build(run.method.groups(self.model))
@@ -259,8 +258,23 @@ def _fresh(run: Run, given: nn.Module | None) -> nn.Module:
     return run.model.build(run.data.spec) if given is None else copy.deepcopy(given)
 
 
-def _started(start: str, model: nn.Module) -> nn.Module:
-    """Load the earlier stage into a dense model of the same architecture; factors of that stage stay factors."""
+def initial_model(run: Run, start: str | None, given: nn.Module | None = None) -> nn.Module:
+    """Return the model that the method of a run is handed first.
+
+    Args:
+        run: The run.
+        start: Folder or file of the earlier stage; layers that it left factored stay so.
+        given: The module of the user's own, where the run's model is `ironrank.models.Given`.
+
+    Returns:
+        A new model, on the CPU.
+
+    Raises:
+        IronrankError: If the earlier stage is not there or has another architecture.
+    """
+    model = _fresh(run, given)
+    if start is None:
+        return model
     path = Path(start) / WHICH["best"] if Path(start).is_dir() else Path(start)
     tensors, notes = read_tensors(path)
     layout = read_layout(notes, path)

@@ -1,0 +1,145 @@
+"""Runs that compress a trained net: that of a run folder, a saved one, or a module in memory.
+
+    method             stages                                              epochs
+    svd, uv, condlr    the method, from the net's weights                  half of the earlier training's
+    cstar              the method; then fine-tuning in factored form       half, and half
+
+Fine-tuning is plain (`ironrank.methods.Dense` trains the factors as they are), or, with a condition, CondLR's. It
+takes a tenth of the learning rate: at the full one free factors of trained weights diverge within a few steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ironrank.artifact import WHICH
+from ironrank.config import Pair, override, pairs_of, parse
+from ironrank.data import Dataset
+from ironrank.errors import IronrankError, nearest
+from ironrank.files import read_json
+from ironrank.methods import CondLR, Dense, Method
+from ironrank.models import Given, Model
+from ironrank.settings import hints_of
+from ironrank.training import Run, decode_run, initial_model
+
+TWO_STAGES = ("cstar",)
+GENTLER = 10  # fine-tuning divides the learning rate by this
+
+
+def compress_run(
+    folder: Path | str | None,
+    method: str = "svd",
+    overrides: Iterable[str] = (),
+    *,
+    budget: str | None = None,
+    condition: float | None = None,
+    **settings: Any,
+) -> Run:
+    """Build the run that compresses a trained dense net.
+
+    Args:
+        folder: Its run folder, or one that `ironrank.save` wrote; None for a module that is passed to the training.
+        method: Name of the method.
+        overrides: ``path=value``, as in `ironrank.config`; ``method...`` means this method, ``epochs`` all stages
+            together. For a net without a run, ``data=...`` and ``model=...`` have to be among them or the settings.
+        budget: Size of the result for methods that have one, such as "params=8x".
+        condition: tau of CondLR in fine-tuning, where there is such a stage; None for plain fine-tuning.
+        **settings: Settings of the run, such as ``data``, ``objective`` or ``epochs``, in place of the earlier run's.
+
+    Returns:
+        The run; its first stage starts from the net's weights.
+
+    Raises:
+        IronrankError: If the folder holds no dense net, something has to be said about it, or a value is not allowed.
+    """
+    for name in settings:
+        if name not in hints_of(Run):
+            raise IronrankError(f"{name}: no such setting of a run; {nearest(name, list(hints_of(Run)))}")
+    if condition is not None and method not in TWO_STAGES:
+        raise IronrankError(
+            f"condition={condition:g}: only {', '.join(TWO_STAGES)} fine-tunes in a stage of its own; "
+            "with condlr, set method.tau"
+        )
+    pairs = pairs_of(overrides)
+    run = _source(folder, settings, pairs)
+    if method not in TWO_STAGES and "epochs" not in settings:
+        run = dataclasses.replace(run, epochs=(run.epochs + 1) // 2)
+    sized = [] if budget is None else [("method.budget", budget)]
+    run = override(run, [("method", method), *sized, *pairs])
+    return fine_tuned(run, condition) if method in TWO_STAGES else run
+
+
+def fine_tuned(run: Run, condition: float | None = None) -> Run:
+    """Share a run's epochs between it and a stage that fine-tunes what it leaves, in factored form.
+
+    Args:
+        run: A run whose method leaves factors.
+        condition: tau of CondLR in the second stage; None for plain training of the factors.
+
+    Returns:
+        The second stage, which starts from the first; the odd epoch is the first one's.
+    """
+    first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
+    method: Method = Dense() if condition is None else CondLR(tau=condition)
+    gentle = dataclasses.replace(run.optimizer, lr=run.optimizer.lr / GENTLER)
+    return dataclasses.replace(run, start=first, method=method, optimizer=gentle, epochs=run.epochs // 2)
+
+
+def planned(run: Run, model: nn.Module | None = None) -> str:
+    """Say which rank every layer would get, in the first stage that is not trained yet; nothing is written.
+
+    Args:
+        run: From `compress_run`.
+        model: The dense module of your own, where the run's model is `ironrank.models.Given`.
+
+    Returns:
+        A text table.
+
+    Raises:
+        IronrankError: If the method chooses no ranks, or the start does not fit.
+    """
+    while isinstance(run.start, Run):
+        run = run.start
+    if not hasattr(run.method, "plan"):
+        raise IronrankError(f"method {run.method.label()} chooses no ranks: there is no plan to show")
+    return str(run.method.plan(initial_model(run, run.start, model)))
+
+
+def _source(folder: Path | str | None, settings: dict[str, Any], pairs: list[Pair]) -> Run:
+    """Return the run whose weights are compressed, with the settings that were given, ready to start from them."""
+    if folder is None:
+        return _described("a module of your own", None, {"model": Given(), **settings}, pairs)
+    folder = Path(folder)
+    if not (folder / "run.json").is_file() and (folder / WHICH["best"]).is_file():
+        return _described(str(folder), str(folder), settings, pairs)
+    return dataclasses.replace(_trained(folder), start=str(folder), **settings)
+
+
+def _described(what: str, start: str | None, settings: dict[str, Any], pairs: list[Pair]) -> Run:
+    families: dict[str, type] = {"data": Dataset, "model": Model}
+    known = {name: parse(text, families[name], name) for name, text in pairs if name in families} | settings
+    if missing := [name for name in families if name not in known]:
+        needed = " and ".join(f"{name}=... (see `ironrank list {_LISTS[name]}`)" for name in missing)
+        raise IronrankError(f"{what} comes without a run.json: say {needed}")
+    return Run(**{"start": start, **known})
+
+
+_LISTS = {"data": "data", "model": "models"}
+
+
+def _trained(folder: Path) -> Run:
+    """Return the run of a folder that holds a trained dense net."""
+    old = decode_run(read_json(folder / "run.json"))
+    if not (folder / WHICH["best"]).is_file():
+        raise IronrankError(f"{folder} holds no trained net yet: finish that run first (--resume)")
+    layout = read_json(folder / "layout.json")
+    if not isinstance(layout, dict):
+        raise IronrankError(f"{folder / 'layout.json'} is damaged: no layout; restore it or train again")
+    if layout.get("layers"):
+        raise IronrankError(f"{folder} holds a net that is low-rank already: start from a dense run")
+    return old
