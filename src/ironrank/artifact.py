@@ -1,7 +1,7 @@
 """The run folder, and models that are rebuilt without the method that made them.
 
     run.json                   the exact configuration
-    layout.json                architecture, and which layers hold factors of which rank
+    layout.json                architecture, and which layers hold factors, in which form, of which rank
     model.safetensors          the weights of the best epoch by robust validation accuracy; the layout too
     last.safetensors           the weights of the last epoch; the layout too
     checkpoint.safetensors     what `--resume` needs: weights, optimizer, method state, progress
@@ -22,7 +22,7 @@ from ironrank import __version__
 from ironrank.data.base import DataSpec
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors, write_json, write_tensors
-from ironrank.layers import FACTORED, Factored
+from ironrank.layers import Factored, factored_kind
 from ironrank.models import MODELS
 from ironrank.models.base import Model
 from ironrank.settings import decode, encode
@@ -43,10 +43,7 @@ def layout_of(model: nn.Module, architecture: Model | None = None, spec: DataSpe
     Returns:
         Plain JSON values.
     """
-    layers = {
-        name: {"kind": type(layer).__name__, "rank": layer.rank, "core": layer.S is not None}
-        for name, layer in factored_layers(model)
-    }
+    layers = {name: _entry(layer) for name, layer in factored_layers(model)}
     return {
         "format": 1,
         "ironrank": __version__,
@@ -54,6 +51,11 @@ def layout_of(model: nn.Module, architecture: Model | None = None, spec: DataSpe
         "spec": None if spec is None else list(spec),
         "layers": layers,
     }
+
+
+def _entry(layer: Factored) -> dict[str, Any]:
+    rank = list(layer.rank) if isinstance(layer.rank, tuple) else layer.rank
+    return {"kind": type(layer).__name__, "rank": rank, "core": layer.S is not None, "form": layer.form}
 
 
 def build(layout: Layout) -> nn.Module:
@@ -111,10 +113,14 @@ def restore(
 def _empty_like(layer: nn.Module, entry: dict[str, Any]) -> Factored:
     if isinstance(layer, Factored):  # given again by a caller whose model is factored already
         raise TypeError("the model given already holds factors; pass the dense one")
-    factored: Any = FACTORED[type(layer)]
-    if factored.__name__ != entry["kind"]:
+    form = entry.get("form", "channel")  # layouts of earlier versions know no other one
+    kind = factored_kind(type(layer), form)
+    if kind.__name__ != entry["kind"]:
         raise TypeError(f"the layout says {entry['kind']} where the model has {type(layer).__name__}")
-    return factored.like(layer, entry["rank"], entry["core"], fresh=False)
+    rank = tuple(entry["rank"]) if isinstance(entry["rank"], list) else entry["rank"]
+    if not all(isinstance(r, int) for r in (rank if isinstance(rank, tuple) else (rank,))):
+        raise TypeError(f"the layout says rank {rank}, which is no number")
+    return kind.like(layer, rank, entry["core"], fresh=False, form=form)
 
 
 def save_model(path: Path, model: nn.Module, layout: Layout) -> None:

@@ -171,26 +171,31 @@ def describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
         layer: A factored layer, or a dense linear or convolution layer.
 
     Returns:
-        ``name``, ``kind``, ``shape``, ``rank``, ``full_rank``, ``cond``, ``orthonormality_error`` (None without
-        orthonormal bases), ``singular_values`` (the first ``rank`` ones, largest first).
+        ``name``, ``kind``, ``form``, ``shape``, ``rank``, ``full_rank`` (two numbers each for Tucker-2), ``cond``,
+        ``orthonormality_error`` (None without orthonormal bases), ``singular_values`` (largest first; the first
+        ``rank`` ones of the matrix that the layer holds, for Tucker-2 those of the unfolding by output channels).
     """
     error = None
     if isinstance(layer, Factored):
-        matrix, rank, shape = layer.matrix().detach(), layer.rank, layer.weight_shape
+        matrix, rank, full, shape = layer.matrix().detach(), layer.rank, layer.full_rank, layer.weight_shape
     else:
         weight: Any = layer.weight
-        matrix, rank, shape = weight.detach().flatten(1), min(weight.flatten(1).shape), tuple(weight.shape)
+        matrix, shape = weight.detach().flatten(1), tuple(weight.shape)
+        rank = full = min(matrix.shape)
+    kept = layer.U.shape[1] if isinstance(layer, Factored) else min(matrix.shape)
     if isinstance(layer, Factored) and layer.S is not None:
         error = max(orthonormality_error(basis.detach()).item() for basis in (layer.U, layer.V))
-        values, cond = singular_values(layer.S.detach()), condition_number(layer.S.detach())
+        core = layer.unfoldings()[0].detach()
+        values, cond = singular_values(core), condition_number(core)
     else:
-        values, cond = singular_values(matrix)[:rank], condition_number(matrix, rank)
+        values, cond = singular_values(matrix)[:kept], condition_number(matrix, kept)
     return {
         "name": name,
         "kind": type(layer).__name__,
+        "form": layer.form if isinstance(layer, Factored) else "dense",
         "shape": list(shape),
-        "rank": rank,
-        "full_rank": min(matrix.shape),
+        "rank": list(rank) if isinstance(rank, tuple) else rank,
+        "full_rank": list(full) if isinstance(full, tuple) else full,
         "cond": cond.item(),
         "orthonormality_error": error,
         "singular_values": values.tolist(),

@@ -1,0 +1,136 @@
+"""Which layers would become low-rank, in which form, at which rank, and why others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from ironrank.errors import IronrankError, nearest
+from ironrank.layers import Rank, check_form, full_rank, natural_form
+from ironrank.linalg import side_by_side
+from ironrank.ranks.keep import keep_rank
+from ironrank.surgery.choose import WISHES, cheapest, last_match, rank_in
+from ironrank.surgery.find import candidates
+from ironrank.surgery.plans import Plan, Row
+from ironrank.surgery.reasons import untouchable
+
+Pattern = str | type[nn.Module]
+
+
+def plan(
+    model: nn.Module,
+    keep: float = 1.0,
+    *,
+    include: Iterable[Pattern] | None = None,
+    exclude: Iterable[Pattern] = (),
+    ranks: Mapping[str, Rank] | None = None,
+    round_to: int = 1,
+    core: bool = True,
+    form: str = "channel",
+    forms: Mapping[str, str] | None = None,
+) -> Plan:
+    """Say which layers `factorize` would replace, and why it would leave others alone. Changes nothing.
+
+    Args:
+        model: Any module.
+        keep: Kept fraction of each layer's full rank, ``min(n, m)``, or of both ranks of Tucker-2; in (0, 1].
+        include: Layer types, or patterns of full names such as ``"layer3.*"``; by default every layer.
+        exclude: The same, for layers to leave alone.
+        ranks: Rank by name pattern; it overrides ``keep`` for layers that match. A pair (r1, r2) for Tucker-2, where
+            one number stands for both.
+        round_to: Round ranks from ``keep`` up to a multiple of this.
+        core: Whether layers held as a matrix get a core S; Tucker-2 layers always have one.
+        form: "channel", "spatial" (convolutions in two dimensions), "tucker2" (convolutions), or "auto": for each layer
+            the form of fewest multiply-adds that keeps at least the energy that the channel form keeps at the asked
+            rank, see `ironrank.surgery.choose.cheapest`. Linear and 1 x 1 layers have the channel form in any case.
+        forms: Form by name pattern; it overrides ``form`` for the layers that match.
+
+    Returns:
+        The plan; ``print(plan)`` shows it as a table.
+
+    Raises:
+        IronrankError: If a pattern matches no layer, keep is not in (0, 1], a rank is above the layer's, or a form is
+            unknown.
+    """
+    keep_rank(keep, 1, round_to)
+    include, exclude = None if include is None else list(include), list(exclude)
+    ranks, forms, reasons = dict(ranks or {}), dict(forms or {}), untouchable(model)
+    _check_names(model, [*ranks, *forms, *(include or []), *exclude])
+    _check_wishes([form, *forms.values()])
+
+    def row(candidate: tuple[str, Any]) -> Row:
+        name, layer = candidate
+        if nn.parameter.is_lazy(layer.weight):
+            return Row(name, type(layer).__name__, (), 0, None, "lazy: call the model once first")
+        wish = last_match(name, forms) or form
+        reason = reasons.get(name, "") or _left_out(name, layer, include, exclude) or _lacks(layer, wish)
+        return _row(name, layer, wish, reason, keep, last_match(name, ranks), round_to)
+
+    return Plan(tuple(side_by_side(row, candidates(model))), core)
+
+
+def _row(
+    name: str, layer: Any, wish: str, reason: str, keep: float, given: Rank | None, round_to: int
+) -> Row:
+    shape, kind = tuple(layer.weight.shape), type(layer).__name__
+    form = natural_form("channel" if wish == "auto" or reason else wish, shape)
+    if reason:
+        return Row(name, kind, shape, full_rank(shape, form), None, reason)
+    rank = rank_in(name, shape, form, keep, given, round_to)
+    if wish == "auto" and isinstance(rank, int):
+        check_finite(name, layer)
+        form, rank = cheapest(name, layer, rank, round_to)
+    return Row(name, kind, shape, full_rank(shape, form), rank, "", form)
+
+
+def check_finite(name: str, layer: Any) -> None:
+    """Refuse a layer whose weights are not finite.
+
+    Args:
+        name: Its full name.
+        layer: A dense layer.
+
+    Raises:
+        IronrankError: If an entry is infinite or not a number.
+    """
+    if not bool(torch.isfinite(layer.weight).all()):
+        raise IronrankError(f"layer '{name}' has weights that are not finite: nothing to factorize")
+
+
+def _check_names(model: nn.Module, patterns: list[Pattern]) -> None:
+    names = [name for name, _ in candidates(model)]
+    for pattern in patterns:
+        if isinstance(pattern, str) and not any(fnmatchcase(name, pattern) for name in names):
+            raise IronrankError(f"no layer matches '{pattern}': {nearest(pattern, names)}")
+
+
+def _check_wishes(wishes: list[str]) -> None:
+    for wish in wishes:
+        if wish not in WISHES:
+            raise IronrankError(f"form={wish!r}: allowed is {', '.join(WISHES)}")
+
+
+def _lacks(layer: Any, wish: str) -> str:
+    """Return why a layer has no such form, or nothing."""
+    shape = tuple(layer.weight.shape)
+    if wish == "auto" or natural_form(wish, shape) != wish:
+        return ""
+    try:
+        check_form(wish, shape)
+    except IronrankError as error:
+        return str(error)
+    return ""
+
+
+def _left_out(name: str, layer: nn.Module, include: list[Pattern] | None, exclude: list[Pattern]) -> str:
+    if include is not None and not any(_matches(name, layer, pattern) for pattern in include):
+        return "not included"
+    return "excluded" if any(_matches(name, layer, pattern) for pattern in exclude) else ""
+
+
+def _matches(name: str, layer: nn.Module, pattern: Pattern) -> bool:
+    return fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(layer, pattern)

@@ -1,0 +1,126 @@
+"""Put factored layers in the place of dense ones, and plain torch layers in the place of factored ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ironrank.errors import IronrankError
+from ironrank.layers import FACTORED, Factored, Rank, factored_kind
+from ironrank.linalg import side_by_side
+from ironrank.surgery.find import replace
+from ironrank.surgery.planning import Pattern, check_finite, plan
+from ironrank.surgery.plans import Plan, Row
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def factorize(
+    model: Net,
+    keep: float = 1.0,
+    *,
+    include: Iterable[Pattern] | None = None,
+    exclude: Iterable[Pattern] = (),
+    ranks: Mapping[str, Rank] | None = None,
+    round_to: int = 1,
+    core: bool = True,
+    form: str = "channel",
+    forms: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+) -> Net:
+    """Replace layers by factored ones in place, starting from their weights (truncated SVD, or HOOI for Tucker-2).
+
+    Args:
+        model: Any module; it is changed and returned.
+        keep: Kept fraction of each layer's full rank, ``min(n, m)``, or of both ranks of Tucker-2; in (0, 1]. 1.0 keeps
+            the function.
+        include: Layer types, or patterns of full names such as ``"layer3.*"``; by default every layer.
+        exclude: The same, for layers to leave alone.
+        ranks: Rank by name pattern; it overrides ``keep`` for layers that match. A pair (r1, r2) for Tucker-2, where
+            one number stands for both.
+        round_to: Round ranks from ``keep`` up to a multiple of this.
+        core: Whether layers held as a matrix get a core S (``U S V^T``) or not (``U V^T``).
+        form: "channel", "spatial", "tucker2" or "auto", see `plan`.
+        forms: Form by name pattern; it overrides ``form`` for the layers that match.
+        dry_run: Print the plan and change nothing.
+
+    Returns:
+        The same model.
+
+    Raises:
+        IronrankError: If a pattern matches no layer, keep is not in (0, 1], a rank is above the layer's, or a form is
+            unknown.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+        >>> factorize(net, keep=0.5, exclude=["2"], form="tucker2")[0].rank
+        (4, 2)
+    """
+    if isinstance(model, tuple(FACTORED)):
+        raise IronrankError("a bare layer cannot be replaced in place: pass nn.Sequential(layer)")
+    chosen = plan(model, keep, include=include, exclude=exclude, ranks=ranks, round_to=round_to, core=core,
+                  form=form, forms=forms)  # fmt: skip
+    if dry_run:
+        print(chosen)  # what the caller asked for
+        return model
+    return apply_plan(model, chosen)
+
+
+def apply_plan(model: Net, chosen: Plan) -> Net:
+    """Replace the layers that a plan names, in its forms and ranks; the model is changed and returned.
+
+    Args:
+        model: The module that the plan was made for, dense in these layers.
+        chosen: The plan.
+
+    Returns:
+        The same model.
+
+    Raises:
+        IronrankError: If a layer has weights that are not finite, is factored already, or cannot have such a rank.
+    """
+
+    def make(row: Row) -> Factored:
+        return _factored(row, model.get_submodule(row.name), chosen.core)
+
+    rows = [row for row in chosen.rows if row.rank is not None]
+    for row, layer in zip(rows, side_by_side(make, rows), strict=True):
+        replace(model, row.name, layer)
+    return model
+
+
+def _factored(row: Row, layer: Any, core: bool) -> Factored:
+    if type(layer) not in FACTORED:
+        raise IronrankError(
+            f"layer '{row.name}' is a {type(layer).__name__}: only dense layers can be factored"
+        )
+    check_finite(row.name, layer)
+    kind = factored_kind(type(layer), row.form)
+    new = kind.from_dense(layer, row.rank, core or row.form == "tucker2", row.form)
+    for key, parameter in new.named_parameters():  # what was frozen stays frozen
+        parameter.requires_grad_(getattr(layer, "bias" if key == "bias" else "weight").requires_grad)
+    return new
+
+
+def deploy(model: nn.Module, dense: bool | None = None) -> nn.Module:
+    """Return a copy in which every factored layer is plain torch layers: thin ones, or one dense where smaller.
+
+    Args:
+        model: A model, or a factored layer itself.
+        dense: True for dense layers everywhere (the merged-weight twin), False for thin ones everywhere.
+
+    Returns:
+        A copy with the same function and no class of this package but what the model itself is made of.
+    """
+    if isinstance(model, Factored):
+        return model.deploy(dense)
+    twin = copy.deepcopy(model)
+    done: dict[Factored, nn.Module] = {}  # a layer that is shared stays shared
+    for name, layer in list(twin.named_modules(remove_duplicate=False)):
+        if isinstance(layer, Factored):
+            done[layer] = done[layer] if layer in done else layer.deploy(dense)
+            replace(twin, name, done[layer])
+    return twin
