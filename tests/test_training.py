@@ -281,8 +281,9 @@ def test_a_second_process_that_comes_late_disturbs_nothing(mnist, tmp_path, monk
     run = tiny_run(mnist)
     folder = train(run, tmp_path / "run", until=1)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".jsonl")}
-    monkeypatch.setattr("ironrank.training.loop.process", lambda: (1, 2))
+    monkeypatch.setattr("ironrank.training.held.process", lambda: (1, 2))
     monkeypatch.setattr("ironrank.training.loop.barrier", lambda: None)
+    monkeypatch.setattr("ironrank.training.held.barrier", lambda: None)
     train(run, folder, resume=True, until=1)
     assert before == {name: (folder / name).read_bytes() for name in before}
 
@@ -345,7 +346,7 @@ def test_a_loss_that_blows_up_stops_the_run_and_names_a_layer(method, lr, mnist,
 # DEFECT training/loop.py, _blown_up: takes the condition number of a rank-r weight over all min(n, m) singular values,
 # so that every low-rank layer counts as infinite and the first one is blamed. Mend: condition_number(matrix, rank).
 def test_the_layer_that_is_named_is_the_one_with_the_widest_spectrum(mnist, tmp_path, monkeypatch):
-    def poisoned(self, model, x, y, *, generator=None):
+    def poisoned(self, model, x, y, *, generator=None, memory=None):
         nn.init.zeros_(model.fc1.S)
         model.fc1.S.data.diagonal().copy_(torch.logspace(0, -3, model.fc1.rank))
         return model(x).sum() * math.nan
@@ -357,7 +358,7 @@ def test_the_layer_that_is_named_is_the_one_with_the_widest_spectrum(mnist, tmp_
 
 
 def test_a_layer_that_is_not_finite_is_the_one_that_is_named(mnist, tmp_path, monkeypatch):
-    def poisoned(self, model, x, y, *, generator=None):
+    def poisoned(self, model, x, y, *, generator=None, memory=None):
         model.conv2.weight.data[0, 0] = math.nan
         return model(x).sum()
 

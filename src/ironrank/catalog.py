@@ -21,7 +21,7 @@ from ironrank.objectives import OBJECTIVES
 from ironrank.optim import OPTIMIZERS, SCHEDULES
 from ironrank.recipes import RECIPES
 from ironrank.settings import encode, hints_of, settings_in
-from ironrank.training import FAMILIES, Run
+from ironrank.training import FAMILIES, Guard, Run
 
 CATALOG: dict[str, Mapping[str, Any]] = {
     "recipes": RECIPES,
@@ -32,7 +32,7 @@ CATALOG: dict[str, Mapping[str, Any]] = {
     "data": DATASETS,
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
-    "run": {"run": Run},
+    "run": {"run": Run, "guard": Guard},
 }
 
 

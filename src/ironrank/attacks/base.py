@@ -87,6 +87,11 @@ class Attack(Settings):
         return self.eps
 
     @property
+    def gradient_steps(self) -> int:
+        """Number of gradients along one climb."""
+        return 1
+
+    @property
     def leaves_x_first(self) -> bool:
         """Whether the first gradient is taken at a random point near ``x`` and not at ``x`` itself."""
         return False

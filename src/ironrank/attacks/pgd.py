@@ -57,6 +57,11 @@ class PGD(Attack):
             raise IronrankError(f"pgd.restarts={self.restarts} with keep='last': restarts need keep='best'")
 
     @property
+    def gradient_steps(self) -> int:
+        """The number of steps."""
+        return self.steps
+
+    @property
     def leaves_x_first(self) -> bool:
         """Whether there is a random start."""
         return self.random_start

@@ -54,6 +54,20 @@ class Objective(Settings):
         return None
 
     @property
+    def attack_steps(self) -> int:
+        """Gradient steps of the adversary on each batch; 0 where there is none."""
+        return 0
+
+    @property
+    def keeps_tensors(self) -> bool:
+        """Whether the memory holds tensors that belong to the images of one process."""
+        return False
+
+    def describe(self) -> str:
+        """Return the objective in a few words, without eps."""
+        return self.label()
+
+    @property
     def steps_per_batch(self) -> int:
         """How many steps are taken on each batch before the next one."""
         return 1

@@ -55,6 +55,20 @@ class Free(Objective):
         return self.norm, self.eps
 
     @property
+    def attack_steps(self) -> int:
+        """The perturbation moves once in each replay."""
+        return self.replays
+
+    @property
+    def keeps_tensors(self) -> bool:
+        """Yes: the perturbation, one for each image of a batch."""
+        return True
+
+    def describe(self) -> str:
+        """Return the objective in a few words, without eps."""
+        return f"{self.label()}, {self.replays} replays"
+
+    @property
     def steps_per_batch(self) -> int:
         """The number of replays."""
         return self.replays

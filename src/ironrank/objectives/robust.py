@@ -43,6 +43,15 @@ class Robust(Objective):
         """Norm and eps of the attack."""
         return self.attack.norm, self.attack.eps
 
+    @property
+    def attack_steps(self) -> int:
+        """Those of the attack."""
+        return self.attack.gradient_steps
+
+    def describe(self) -> str:
+        """Return the objective in a few words, without eps."""
+        return f"{self.label()}, {self.attack.describe()}"
+
     def stronger(self) -> Robust:
         """Return the same objective with the next stronger attack; see `ironrank.attacks.stronger`."""
         return replace(self, attack=stronger(self.attack))

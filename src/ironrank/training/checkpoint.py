@@ -2,6 +2,8 @@
 
 model/...        weights
 state/...        the method's tensors
+objective/...    the objective's tensors
+average/...      the averaged weights
 optimizer/i/...  moments of parameter i, in the order of the optimizer's groups
 header           layout, progress, and the optimizer's numbers that are no tensors
 """
@@ -9,6 +11,7 @@ header           layout, progress, and the optimizer's numbers that are no tenso
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +33,18 @@ class Progress:
         epoch: Epochs finished.
         best: Robust and clean validation accuracy of the best epoch so far.
         lines: Lines of metrics.jsonl written.
+        best_epoch: The epoch of ``best``, from 1; 0 before the first.
+        stronger: How often an alarm has made the attack stronger.
+        overfit: The epoch in which robust overfitting was reported, since the last best; 0 where it was not.
     """
 
     step: int = 0
     epoch: int = 0
     best: tuple[float, float] = (-1.0, -1.0)
     lines: int = 0
+    best_epoch: int = 0
+    stronger: int = 0
+    overfit: int = 0
 
 
 @dataclass
@@ -46,6 +55,8 @@ class Checkpoint:
     progress: Progress
     model: dict[str, Tensor]
     state: dict[str, Tensor]
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
 
@@ -57,6 +68,7 @@ def save_checkpoint(
     state: dict[str, Tensor],
     layout: Layout,
     progress: Progress,
+    more: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -67,9 +79,12 @@ def save_checkpoint(
         state: The method's tensors.
         layout: The model's structure.
         progress: How far the training has come.
+        more: Further tensors, by section ("objective", "average") and name.
     """
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"state/{name}": tensor for name, tensor in state.items()}
+    for section, named in (more or {}).items():
+        tensors |= {f"{section}/{name}": tensor for name, tensor in named.items()}
     numbers: dict[str, Any] = {}
     for index, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
@@ -109,7 +124,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     def part(head: str) -> dict[str, Tensor]:
         return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}
 
-    return Checkpoint(layout, progress, part("model/"), part("state/"), part("optimizer/"), numbers)
+    return Checkpoint(layout, progress, part("model/"), part("state/"), part("objective/"), part("average/"),
+                      part("optimizer/"), numbers)  # fmt: skip
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,22 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ironrank.artifact import WHICH, Layout, layout_of, read_layout, restore, save_model
+from ironrank.artifact import WHICH, restore
 from ironrank.audit.accuracy import accuracy, robust_accuracy
-from ironrank.data import Images, Stream, mix, split
+from ironrank.data import mix
 from ironrank.errors import IronrankError
-from ironrank.files import read_json, read_tensors, write_json, write_text
-from ironrank.linalg import condition_number
-from ironrank.models import Given
+from ironrank.files import write_json
 from ironrank.optim import set_lr
-from ironrank.settings import encode
-from ironrank.surgery import factored_layers, weight_matrices
-from ironrank.training.checkpoint import Progress, load_checkpoint, restore_optimizer, save_checkpoint
-from ironrank.training.processes import average_gradients, barrier, join, process
-from ironrank.training.progress import watching
-from ironrank.training.run import Run, decode_run
+from ironrank.training.checkpoint import load_checkpoint
+from ironrank.training.diagnosis import blown_up
+from ironrank.training.folder import check_folder, keep_lines
+from ironrank.training.held import CHECKPOINT, Held
+from ironrank.training.looking import Look, look
+from ironrank.training.processes import average_gradients, barrier, join
+from ironrank.training.progress import Event, Watcher, watching
+from ironrank.training.run import Run
+from ironrank.training.start import check_model, fresh
 
-CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.partial.safetensors"  # the best epoch so far, until its final form is made
 
 
@@ -58,17 +56,17 @@ def train(
         The run folder.
 
     Raises:
-        IronrankError: If the folder holds another run or cannot be written, the data is missing, or the loss is not
-            finite.
+        IronrankError: If the folder holds another run or cannot be written, the data or a teacher is missing, or the
+            loss is not finite.
     """
     join()
     out = Path(out)
-    _check_model(run, model)
-    _check_folder(out, run, resume)
+    check_model(run, model)
+    check_folder(out, run, resume)
     barrier()
     start = run.start
     if isinstance(start, Run):
-        run.method.prepare(_fresh(run, model))  # a mistake in this stage shows before the first is trained
+        run.method.prepare(fresh(run, model))  # a mistake in this stage shows before the first is trained
         if not (out / "start" / WHICH["best"]).is_file() or not (out / CHECKPOINT).is_file():
             train(start, out / "start", model=model, resume=True, console=console)
         start = str(out / "start")
@@ -77,79 +75,49 @@ def train(
     )  # whatever is wrong with data or settings shows here, before anything is written
     job.open_folder()
     with watching(console, job.steps, job.progress.step) as watcher:
-        while job.progress.epoch < run.epochs and not (until is not None and job.progress.epoch >= until):
+        while not job.ended and not (until is not None and job.progress.epoch >= until):
             job.epoch(watcher)
-    if job.progress.epoch >= run.epochs:
+    if job.ended:
         job.finish()
     barrier()
     return out
 
 
-class _Job:
-    """What one training holds while it runs."""
+class _Job(Held):
+    """What one training does: steps, epochs, judgement, and what guards demand."""
 
-    def __init__(self, run: Run, out: Path, start: str | None, given: nn.Module | None) -> None:
-        self.run, self.out, self.given = run, out, given
-        self.rank, self.world = process()
-        self.train_images, self.validation = self._load()
-        self.stream = Stream(
-            self.train_images, run.batch_size, run.seed, run.data.augment, (self.rank, self.world)
-        )
-        self.steps = run.epochs * self.stream.steps_per_epoch
-        saved = out / CHECKPOINT
-        checkpoint = load_checkpoint(saved) if saved.is_file() else None
-        torch.manual_seed(mix(run.seed, "init"))
-        if checkpoint is not None:
-            model = restore(_fresh(run, given), checkpoint.layout, checkpoint.model, str(saved))
-        else:
-            model = run.method.prepare(initial_model(run, start, given))
-        memory_format = torch.channels_last if run.channels_last else torch.contiguous_format
-        self.model = model.to(run.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
-        self.optimizer = run.optimizer.build(run.method.groups(self.model))
-        if checkpoint is None:
-            self.state, self.progress = run.method.init(self.model), Progress()
-        else:
-            self.state = {name: tensor.to(run.device) for name, tensor in checkpoint.state.items()}
-            self.progress = checkpoint.progress
-            restore_optimizer(self.optimizer, checkpoint)
-
-    def open_folder(self) -> None:
-        """Write run.json, and metrics.jsonl without lines whose steps are taken again."""
-        if self.rank == 0:
-            path = self.out / "metrics.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-            write_json(self.out / "run.json", encode(self.run))
-            write_text(path, "".join(lines[: self.progress.lines]))
-        barrier()
-
-    def _load(self) -> tuple[Images, Images]:
-        images = self.run.data.load("train")
-        train_images, validation = split(images, self.run.data.validation, self.run.seed)
-        return train_images.to(self.run.device), validation.to(self.run.device)
-
-    def epoch(self, watcher: Any) -> None:
+    def epoch(self, watcher: Watcher) -> None:
         """Take the steps of one epoch, validate, log, and write the checkpoint."""
         began, total = time.perf_counter(), torch.zeros((), dtype=torch.float64)
-        for k in range(self.stream.steps_per_epoch):
-            loss = self.step()
+        for k in range(self.epoch_steps):
+            loss = self.step(k)
             total += loss.cpu()
             speed = (k + 1) * self.run.batch_size / (time.perf_counter() - began)
             watcher.step(f"loss {loss.item():.4f}  {speed:.0f} images/s")
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise IronrankError(self._blown_up("not finite in its weights"))
+        seen = self.look()
+        if seen is not None and seen.gap > self.run.guard.gap:
+            self.roll_back(seen, watcher)
+            return
         self.progress.epoch += 1
         seconds = time.perf_counter() - began
         line = {"epoch": self.progress.epoch, "step": self.progress.step, "loss": float(total) / (k + 1)}
         line |= {"lr": self.optimizer.param_groups[0]["lr"], **self.validate(), **self.watch()}
+        line |= {} if seen is None else {"guard_single": seen.single, "guard_multi": seen.multi}
         self.log(line | {"seconds": round(seconds, 3)})
         watcher.epoch(line)
+        self.report_fall(line, watcher)
         self.checkpoint()
 
-    def step(self) -> Tensor:
-        """Take one step; return its loss."""
+    def step(self, k: int) -> Tensor:
+        """Take step k of the epoch; return its loss."""
         run, t = self.run, self.progress.step
-        set_lr(self.optimizer, run.schedule.factor(t / self.steps))
-        x, y = self.stream.batch(t)
+        place = (
+            self.progress.epoch * self.epoch_steps + k
+        )  # t, unless an alarm has changed the steps of an epoch
+        set_lr(self.optimizer, run.schedule.factor(place / self.steps))
+        x, y = self.stream.batch(place // self.objective.steps_per_batch)
         if run.channels_last:
             x = x.to(memory_format=torch.channels_last)
 
@@ -160,9 +128,8 @@ class _Job:
             )  # dropout: the same however often it is asked for
             noise = torch.Generator().manual_seed(mix(run.seed, "attack", t, self.rank))
             with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-                loss = run.objective(self.model, x, y, generator=noise) + run.method.penalty(
-                    self.model, self.state
-                )
+                loss = self.objective(self.model, x, y, generator=noise, memory=self.memory)
+                loss = loss + run.method.penalty(self.model, self.state)
             if not torch.isfinite(loss):
                 raise IronrankError(self._blown_up(str(loss.item())))
             loss.backward()
@@ -174,6 +141,9 @@ class _Job:
             loss = run.method.step(self.model, self.optimizer, self.state, backward, t)
         except torch.linalg.LinAlgError:
             raise IronrankError(self._blown_up("about to become infinite")) from None
+        self.objective.advance(self.memory)
+        if self.average is not None:
+            self.average.update(self.model, t)
         self.progress.step += 1
         if self.progress.step % run.log_every == 0:
             lr = self.optimizer.param_groups[0]["lr"]
@@ -188,136 +158,68 @@ class _Job:
         """Return clean and robust accuracy on the held-out images, and keep the best model."""
         if not len(self.validation):
             return {}  # the last epoch will be the best
-        attacked = self.validation.first(self.run.validate_images)
-        robust = robust_accuracy(self.model, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
-        scores = (robust, accuracy(self.model, self.validation))
+        model, attacked = self.judged, self.validation.first(self.run.validate_images)
+        robust = robust_accuracy(model, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
+        scores = (robust, accuracy(model, self.validation))
         if scores >= self.progress.best:
-            self.progress.best = scores
-            self.checkpoint(BEST)
-        return {"val_robust": scores[0], "val_clean": scores[1]}
+            self.progress.best, self.progress.best_epoch = scores, self.progress.epoch
+            self.checkpoint(BEST, model)
+        line = {"val_robust": scores[0], "val_clean": scores[1]}
+        if self.objective.threat is not None:
+            line["robust_fall"] = self.progress.best[0] - robust
+        return line
+
+    def look(self) -> Look | None:
+        """Compare a weak and a strong attack on held-out images, where training could have learned to fool its own."""
+        threat, guard = self.objective.threat, self.run.guard
+        if threat is None or not guard.looks(self.objective) or not len(self.validation):
+            return None
+        return look(self.model, self.validation.first(guard.images), threat, mix(self.run.seed, "guard"))
+
+    def roll_back(self, seen: Look, watcher: Watcher) -> None:
+        """Go back to the last good checkpoint, and on from there with a stronger attack."""
+        failed = self.progress.epoch + 1
+        barrier()
+        self.take_up()
+        self.progress.stronger += 1
+        self.objective = self.objective.stronger()
+        if self.rank == 0:
+            keep_lines(self.out, self.progress.lines)
+        event: Event = {"event": "catastrophic overfitting", "at_epoch": failed, "guard_single": seen.single,
+                 "guard_multi": seen.multi, "back_to_epoch": self.progress.epoch,
+                 "goes_on_with": self.objective.describe()}  # fmt: skip
+        self.log(event)
+        watcher.event(event, self.progress.epoch * self.epoch_steps, self.steps)
+        self.checkpoint()
+        barrier()
+
+    def report_fall(self, line: dict[str, Any], watcher: Watcher) -> None:
+        """Say once that robust accuracy has fallen from its best, until there is a new best."""
+        progress, fall = self.progress, line.get("robust_fall", 0.0)
+        if progress.best_epoch == progress.epoch:
+            progress.overfit = 0
+        if fall <= self.run.guard.fall or progress.overfit:
+            return
+        progress.overfit = progress.epoch
+        event: Event = {"event": "robust overfitting", "at_epoch": progress.epoch, "robust_fall": fall,
+                 "best_epoch": progress.best_epoch}  # fmt: skip
+        self.log(event)
+        watcher.event(event)
 
     def finish(self) -> None:
         """Give the last and the best model their final form."""
-        self.model = self.run.method.finish(self.model, self.state)
+        self.model = self.run.method.finish(self.judged, self.state)
         self._save(WHICH["last"], self.model)
         if (best := self.out / BEST).is_file() and self.rank == 0:
             kept = load_checkpoint(best)
-            model = restore(_fresh(self.run, self.given), kept.layout, kept.model, str(best)).to(
-                self.run.device
-            )
-            state = {name: tensor.to(self.run.device) for name, tensor in kept.state.items()}
-            self._save(WHICH["best"], self.run.method.finish(model, state))
+            model = restore(fresh(self.run, self.given), kept.layout, kept.model, str(best))
+            finished = self.run.method.finish(model.to(self.run.device), self._here(kept.state))
+            self._save(WHICH["best"], finished)
         elif not (self.out / WHICH["best"]).is_file():
             self._save(WHICH["best"], self.model)
         if self.rank == 0:
             best.unlink(missing_ok=True)
             write_json(self.out / "layout.json", self.layout(self.model))
 
-    def layout(self, model: nn.Module) -> Layout:
-        """Describe a model; one of the user's own has no architecture that could be named."""
-        named = self.given is None
-        return layout_of(model, self.run.model if named else None, self.run.data.spec if named else None)
-
-    def _save(self, name: str, model: nn.Module) -> None:
-        if self.rank == 0:
-            save_model(self.out / name, model, self.layout(model))
-
-    def checkpoint(self, name: str = CHECKPOINT) -> None:
-        """Write all that the training holds into one file of the run folder."""
-        if self.rank == 0:
-            layout = self.layout(self.model)
-            save_checkpoint(self.out / name, self.model, self.optimizer, self.state, layout, self.progress)
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        self.progress.lines += 1
-        if self.rank == 0:
-            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
     def _blown_up(self, loss: str) -> str:
-        where = ""
-        ranks = {name: layer.rank for name, layer in factored_layers(self.model)}
-        conds = {name: _width(matrix, ranks.get(name)) for name, matrix in weight_matrices(self.model)}
-        if conds:
-            widest = max(conds, key=lambda name: conds[name])
-            where = (
-                f"; the layer with the widest spectrum is '{widest}' (condition number {conds[widest]:.3g})"
-            )
-        return (f"the loss is {loss} at step {self.progress.step}{where}; lower optimizer.lr or clip the schedule, "
-                f"then start again or resume from the last epoch in {self.out}")  # fmt: skip
-
-
-def _width(matrix: Tensor, rank: int | None) -> float:
-    """Return the condition number of a layer's matrix; infinite where an entry is not finite."""
-    return float(condition_number(matrix, rank)) if bool(torch.isfinite(matrix).all()) else float("inf")
-
-
-def _fresh(run: Run, given: nn.Module | None) -> nn.Module:
-    """Return a dense model to start from: freshly built, or a copy of the user's own."""
-    return run.model.build(run.data.spec) if given is None else copy.deepcopy(given)
-
-
-def initial_model(run: Run, start: str | None, given: nn.Module | None = None) -> nn.Module:
-    """Return the model that the method of a run is handed first.
-
-    Args:
-        run: The run.
-        start: Folder or file of the earlier stage; layers that it left factored stay so.
-        given: The module of the user's own, where the run's model is `ironrank.models.Given`.
-
-    Returns:
-        A new model, on the CPU.
-
-    Raises:
-        IronrankError: If the earlier stage is not there or has another architecture.
-    """
-    model = _fresh(run, given)
-    if start is None:
-        return model
-    path = Path(start) / WHICH["best"] if Path(start).is_dir() else Path(start)
-    tensors, notes = read_tensors(path)
-    layout = read_layout(notes, path)
-    try:
-        return restore(model, layout, tensors)
-    except IronrankError:
-        raise IronrankError(f"start={start}: that run has another architecture than this one") from None
-
-
-def _check_model(run: Run, model: nn.Module | None) -> None:
-    """Refuse a module that the run does not ask for, or that is factored already."""
-    if model is None:
-        return
-    if not isinstance(run.model, Given):
-        raise IronrankError(
-            f"model=...: the run builds its own, {run.model.label()}; take model=Given() in the run"
-        )
-    if factored_layers(model):
-        raise IronrankError(
-            "the module given holds factors: pass the dense one, and start='folder' of ironrank.save(module, 'folder')"
-        )
-
-
-def _check_folder(out: Path, run: Run, resume: bool) -> None:
-    """Refuse a folder that is a file, holds a run that shall not go on, or holds another run."""
-    there = out / "run.json"
-    if out.exists() and not out.is_dir():
-        raise IronrankError(f"{out} is a file: name a folder for the run")
-    if there.is_file():
-        if not resume:
-            raise IronrankError(f"{out} holds a run already: choose another folder, or resume it (--resume)")
-        old, new = (_identity(encode(value)) for value in (decode_run(read_json(there)), run))
-        if old != new:
-            names = [key for key, value in new.items() if old[key] != value]
-            raise IronrankError(
-                f"{out} holds another run (it differs in {', '.join(names)}): choose another folder"
-            )
-
-
-def _identity(value: Any) -> Any:
-    """Return an encoded run without the places that may differ on another machine: device and data folder."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _identity(item) for key, item in value.items() if key not in ("device", "folder", "download")
-    }
+        return blown_up(self.model, loss, self.progress.step, self.out)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+Event = dict[str, float | int | str]  # a line of metrics.jsonl that belongs to no step
+
 
 class Watcher:
     """Shows steps in a bar, where there is a terminal, and a line for each epoch; without a console nothing."""
@@ -27,6 +29,22 @@ class Watcher:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=1, note=note)
 
+    def event(self, event: Event, done: int | None = None, total: int | None = None) -> None:
+        """Print one line for something unusual.
+
+        Args:
+            event: Its name under ``event``, and its numbers.
+            done: Steps that count as taken now, where training has gone back.
+            total: Steps of the whole training now.
+        """
+        if self._bar is not None and self._task is not None and done is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        if self._console is not None:
+            parts = (
+                f"{key.replace('_', ' ')} {_short(value)}" for key, value in event.items() if key != "event"
+            )
+            self._console.print(f"{event['event']}: {', '.join(parts)}", soft_wrap=True, style="yellow")
+
     def epoch(self, line: Mapping[str, float | int | str | None]) -> None:
         """Print one line for a finished epoch.
 
@@ -41,6 +59,10 @@ class Watcher:
             if "max_cond" in line:
                 parts.append(f"largest cond {line['max_cond']:.4f}")
             self._console.print("  ".join(parts), soft_wrap=True)
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

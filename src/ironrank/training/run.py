@@ -15,6 +15,7 @@ from ironrank.models import MODELS, Model
 from ironrank.objectives import OBJECTIVES, Clean, Objective
 from ironrank.optim import OPTIMIZERS, SCHEDULES, SGD, Constant, Optimizer, Schedule
 from ironrank.settings import Settings, decode, setting
+from ironrank.training.guards import Guard
 
 FAMILIES: dict[type[Settings], Any] = {
     Dataset: DATASETS,
@@ -24,6 +25,7 @@ FAMILIES: dict[type[Settings], Any] = {
     Method: METHODS,
     Optimizer: OPTIMIZERS,
     Schedule: SCHEDULES,
+    Guard: {Guard.name: Guard},
 }
 
 
@@ -51,6 +53,10 @@ class Run(Settings):
     channels_last: bool = setting(True, "memory layout of images and dense kernels")
     validate: Attack = setting(PGD(steps=10), "attack on held-out images, for the best checkpoint")
     validate_images: int = setting(1000, "held-out images that are attacked each epoch", ge=1)
+    average: float = setting(
+        0.0, "decay of the mean of the weights that is judged and saved; 0 is off", ge=0, lt=1
+    )
+    guard: Guard = setting(Guard(), "what is done about overfitting to an attack")
     log_every: int = setting(100, "steps between two lines of metrics.jsonl", ge=1)
     start: Run | str | None = setting(None, "earlier stage, or run folder, that it starts from")
 

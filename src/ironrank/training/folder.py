@@ -1,0 +1,71 @@
+"""The run folder while training: whose it is, and the lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ironrank.errors import IronrankError
+from ironrank.files import read_json, write_text
+from ironrank.settings import encode
+from ironrank.training.run import Run, decode_run
+
+METRICS = "metrics.jsonl"
+
+
+def check_folder(out: Path, run: Run, resume: bool) -> None:
+    """Refuse a folder that is a file, holds a run that shall not go on, or holds another run.
+
+    Args:
+        out: The folder.
+        run: What is to be trained.
+        resume: Whether a run that is there may go on.
+
+    Raises:
+        IronrankError: If it is refused.
+    """
+    there = out / "run.json"
+    if out.exists() and not out.is_dir():
+        raise IronrankError(f"{out} is a file: name a folder for the run")
+    if there.is_file():
+        if not resume:
+            raise IronrankError(f"{out} holds a run already: choose another folder, or resume it (--resume)")
+        old, new = (_identity(encode(value)) for value in (decode_run(read_json(there)), run))
+        if old != new:
+            names = [key for key, value in new.items() if old[key] != value]
+            raise IronrankError(
+                f"{out} holds another run (it differs in {', '.join(names)}): choose another folder"
+            )
+
+
+def _identity(value: Any) -> Any:
+    """Return an encoded run without the places that may differ on another machine: device and data folder."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _identity(item) for key, item in value.items() if key not in ("device", "folder", "download")
+    }
+
+
+def keep_lines(out: Path, count: int) -> None:
+    """Make metrics.jsonl, without lines whose steps are taken again.
+
+    Args:
+        out: The run folder.
+        count: Lines to keep.
+    """
+    path = out / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    write_text(path, "".join(lines[:count]))
+
+
+def add_line(out: Path, line: dict[str, Any]) -> None:
+    """Append a line to metrics.jsonl.
+
+    Args:
+        out: The run folder.
+        line: Numbers and text by name.
+    """
+    with (out / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

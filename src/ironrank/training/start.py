@@ -1,0 +1,76 @@
+"""What a training starts from: a fresh model, the user's own, or an earlier stage."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from torch import nn
+
+from ironrank.artifact import WHICH, read_layout, restore
+from ironrank.errors import IronrankError
+from ironrank.files import read_tensors
+from ironrank.models import Given
+from ironrank.surgery import factored_layers
+from ironrank.training.run import Run
+
+
+def fresh(run: Run, given: nn.Module | None) -> nn.Module:
+    """Return a dense model to start from: freshly built, or a copy of the user's own.
+
+    Args:
+        run: The run.
+        given: The user's own module, or None.
+
+    Returns:
+        A new model.
+    """
+    return run.model.build(run.data.spec) if given is None else copy.deepcopy(given)
+
+
+def initial_model(run: Run, start: str | None, given: nn.Module | None = None) -> nn.Module:
+    """Return the model that the method of a run is handed first.
+
+    Args:
+        run: The run.
+        start: Folder or file of the earlier stage; layers that it left factored stay so.
+        given: The module of the user's own, where the run's model is `ironrank.models.Given`.
+
+    Returns:
+        A new model, on the CPU.
+
+    Raises:
+        IronrankError: If the earlier stage is not there or has another architecture.
+    """
+    model = fresh(run, given)
+    if start is None:
+        return model
+    path = Path(start) / WHICH["best"] if Path(start).is_dir() else Path(start)
+    tensors, notes = read_tensors(path)
+    layout = read_layout(notes, path)
+    try:
+        return restore(model, layout, tensors)
+    except IronrankError:
+        raise IronrankError(f"start={start}: that run has another architecture than this one") from None
+
+
+def check_model(run: Run, model: nn.Module | None) -> None:
+    """Refuse a module that the run does not ask for, or that is factored already.
+
+    Args:
+        run: The run.
+        model: The user's own module, or None.
+
+    Raises:
+        IronrankError: If it is refused.
+    """
+    if model is None:
+        return
+    if not isinstance(run.model, Given):
+        raise IronrankError(
+            f"model=...: the run builds its own, {run.model.label()}; take model=Given() in the run"
+        )
+    if factored_layers(model):
+        raise IronrankError(
+            "the module given holds factors: pass the dense one, and start='folder' of ironrank.save(module, 'folder')"
+        )
