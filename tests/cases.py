@@ -19,8 +19,8 @@ from torch import nn
 
 from ironrank.attacks import FGSM, FGSMRS, NFGSM, PGD, Attack
 from ironrank.data import MNIST
-from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
-from ironrank.linalg import condition_number, orthonormality_error
+from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank
+from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
 from ironrank.methods import SVD, UV, CondLR, Dense, Method
 from ironrank.models import LeNet5
 from ironrank.objectives import Clean, Distill, Free, Madry, Mart, Memory, Objective, Trades
@@ -37,6 +37,23 @@ class LayerCase(NamedTuple):
     arguments: tuple
     options: dict[str, Any]
     shape: tuple[int, ...]
+    form: str = "channel"
+
+    @property
+    def full(self) -> Rank:
+        return full_rank(tuple(self.make_dense().weight.shape), self.form)
+
+    @property
+    def low(self) -> Rank:
+        """About half the full rank."""
+        if isinstance(self.full, int):
+            return max(1, self.full // 2)
+        halves = max(1, self.full[0] // 2), max(1, self.full[1] // 2)
+        return feasible_ranks(tuple(self.make_dense().weight.shape), halves)
+
+    @property
+    def one(self) -> Rank:
+        return 1 if isinstance(self.full, int) else (1, 1)
 
     def make_dense(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         torch.manual_seed(1)
@@ -51,14 +68,20 @@ def _linear(shape: tuple[int, ...], n: int, m: int, **options: Any) -> LayerCase
 
 
 def _conv(
-    dims: int, size: tuple[int, ...], kernel: Any, n: int = 6, batch: int | None = 2, **options: Any
+    dims: int,
+    size: tuple[int, ...],
+    kernel: Any,
+    n: int = 6,
+    batch: int | None = 2,
+    form: str = "channel",
+    **options: Any,
 ) -> LayerCase:
-    kind = {1: FactoredConv1d, 2: FactoredConv2d, 3: FactoredConv3d}[dims]
     dense = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
-    return LayerCase(kind, dense, (3, n, kernel), options, (*([] if batch is None else [batch]), 3, *size))
+    shape = (*([] if batch is None else [batch]), 3, *size)
+    return LayerCase(factored_kind(dense, form), dense, (3, n, kernel), options, shape, form)
 
 
-LAYERS: dict[str, LayerCase] = {
+_CHANNEL: dict[str, LayerCase] = {
     "linear-wide": _linear((4, 9), 5, 9),
     "linear-tall": _linear((4, 5), 9, 5),
     "linear-square-no-bias": _linear((4, 6), 6, 6, bias=False),
@@ -85,6 +108,20 @@ LAYERS: dict[str, LayerCase] = {
     "conv3d-strided-dilated": _conv(3, (5, 6, 7), (2, 3, 2), stride=(1, 2, 1), dilation=(2, 1, 1), padding=1),
     "conv3d-same-circular": _conv(3, (4, 5, 6), 3, padding="same", padding_mode="circular", bias=False),
 }
+
+
+def _other_forms() -> dict[str, LayerCase]:
+    """Every convolution of the list above once more in each other form that it has."""
+    return {
+        f"{form}-{name}": case._replace(form=form, kind=factored_kind(case.dense, form))
+        for name, case in _CHANNEL.items()
+        for form in FORMS[1:]
+        if case.dense is not nn.Linear and "pointwise" not in name
+        if form != "spatial" or case.dense is nn.Conv2d
+    }
+
+
+LAYERS: dict[str, LayerCase] = _CHANNEL | _other_forms()
 
 # ---- attacks: small enough to validate with
 

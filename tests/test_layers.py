@@ -14,34 +14,58 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cases import LAYERS, LayerCase
 from ironrank.errors import IronrankError
-from ironrank.layers import FACTORED, Factored, FactoredConv1d, FactoredConv2d, FactoredLinear
+from ironrank.layers import (
+    FACTORED,
+    FORMS,
+    TUCKER2,
+    Factored,
+    FactoredConv1d,
+    FactoredConv2d,
+    FactoredLinear,
+    Rank,
+    Tucker2Conv2d,
+)
 from ironrank.linalg import USV, UV, orthonormality_error
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 each = pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
 cores = pytest.mark.parametrize("core", [True, False], ids=["core", "no-core"])
+COMBINED = {
+    f"{name}-{'core' if core else 'no-core'}": (case, core)
+    for name, case in LAYERS.items()
+    for core in (True, False)
+    if core or case.form != "tucker2"  # Tucker-2 always has one
+}
+each_core = pytest.mark.parametrize("case, core", COMBINED.values(), ids=COMBINED)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
-some = pytest.mark.parametrize("name", ["linear-wide", "conv1d-strided-reflect", "conv2d-same", "conv3d"])
+SOME = ["linear-wide", "conv1d-strided-reflect", "conv2d-same", "conv3d"]
+some = pytest.mark.parametrize("name", SOME)
+some_of_all_forms = pytest.mark.parametrize(
+    "name", [*SOME, "spatial-conv2d-strided-padded", "tucker2-conv2d-same", "tucker2-conv1d-strided-reflect"]
+)
 
 
 def factored(
-    case: LayerCase, rank: int | None, core: bool = True, dtype: torch.dtype = torch.float64
+    case: LayerCase, rank: Rank | None, core: bool = True, dtype: torch.dtype = torch.float64
 ) -> Factored:
     """The layer nearest to the case's dense one, with factors that are neither orthonormal nor diagonal."""
-    dense = case.make_dense(dtype)
-    full = min(dense.weight.shape[0], dense.weight[0].numel())
-    make = case.kind.from_linear if isinstance(dense, nn.Linear) else case.kind.from_conv
-    layer = make(dense, rank or full, core)
+    layer = case.kind.from_dense(case.make_dense(dtype), rank or case.full, core, case.form)
     if rank is not None:
         torch.manual_seed(3)
-        for factor in (layer.U, layer.V, *([] if layer.S is None else [layer.S])):
+        for factor in layer.factors():
             factor.data += 0.1 * torch.randn(factor.shape, dtype=dtype)
     return layer
 
 
-def low(case: LayerCase) -> int:
-    weight = case.make_dense().weight
-    return max(1, min(weight.shape[0], weight[0].numel()) // 2)
+def composed(layer: Factored) -> torch.Tensor:
+    """The dense weight, written out."""
+    if layer.form == "tucker2":
+        return torch.einsum("ai,ij...,bj->ab...", layer.U, layer.S, layer.V)
+    matrix = layer.U @ layer.V.mT if layer.S is None else layer.U @ layer.S @ layer.V.mT
+    if layer.form == "spatial":
+        n, c, high, wide = layer.weight_shape
+        return torch.stack([matrix.reshape(n, wide, c, high)[:, j] for j in range(wide)], -1)
+    return matrix.reshape(layer.weight_shape)
 
 
 def same(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype = torch.float64) -> bool:
@@ -52,12 +76,12 @@ def same(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype = torch.float64) -
 
 
 def test_every_kind_of_layer_has_a_case():
-    assert {case.kind for case in LAYERS.values()} == set(FACTORED.values())
-    assert {(case.dense, case.kind) for case in LAYERS.values()} == set(FACTORED.items())
+    pairs = {(case.dense, case.kind) for case in LAYERS.values()}
+    assert pairs == set(FACTORED.items()) | set(TUCKER2.items())
+    assert {case.form for case in LAYERS.values()} == set(FORMS)
 
 
-@each
-@cores
+@each_core
 @dtypes
 def test_full_rank_equals_dense(case, core, dtype):
     dense, x = case.make_dense(dtype), case.input(dtype)
@@ -67,15 +91,13 @@ def test_full_rank_equals_dense(case, core, dtype):
     assert layer.rank == layer.full_rank and layer.weight_shape == dense.weight.shape
 
 
-@each
-@cores
+@each_core
 @pytest.mark.parametrize("form", ["as it chooses", "dense", "factors"])
 def test_output_and_gradients_equal_those_of_the_dense_composition(case, core, form, monkeypatch):
     if form != "as it chooses":
         monkeypatch.setattr(Factored, "_dense_is_cheaper", lambda self, p, q: form == "dense")
-    layer, x = factored(case, low(case), core), case.input(torch.float64).requires_grad_()
-    weight = layer.U @ layer.V.mT if layer.S is None else layer.U @ layer.S @ layer.V.mT
-    parameters = {"weight": weight.reshape(layer.weight_shape)}
+    layer, x = factored(case, case.low, core), case.input(torch.float64).requires_grad_()
+    parameters = {"weight": composed(layer)}
     parameters |= {} if layer.bias is None else {"bias": layer.bias}
     expected = functional_call(case.make_dense(torch.float64), parameters, x)
     assert same(layer(x), expected) and same(layer.dense(), parameters["weight"])
@@ -92,16 +114,17 @@ def test_a_linear_layer_acts_alike_on_few_and_on_many_rows(rows):
     assert same(layer(x), nn.functional.linear(x, layer.dense(), layer.bias))
 
 
-@each
-@cores
-@pytest.mark.parametrize("rank", [1, None], ids=["rank-one", "full"])
+@each_core
+@pytest.mark.parametrize("rank", ["one", "low", "full"])
 def test_cost_is_what_can_be_counted(case, core, rank):
-    layer, x = factored(case, rank, core), case.input(torch.float64)
+    layer, x = factored(case, getattr(case, rank), core), case.input(torch.float64)
     if isinstance(layer, FactoredLinear):
         x = x.reshape(-1, x.shape[-1])  # the counter does not know products of a matrix and a single vector
     dense, plain, y = case.make_dense(torch.float64), layer.deploy(), layer(x)
-    positions = y.numel() // layer.weight_shape[0]
-    cost = layer.cost(positions)
+    p, q = layer.positions(tuple(x.shape))
+    assert p == y.numel() // layer.weight_shape[0]
+    cost = layer.cost(p, q)
+    assert layer.cost(p) == layer.cost(p, p)
     assert cost.stored == sum(p.numel() for p in layer.parameters())
     assert cost.dense == sum(p.numel() for p in dense.parameters())
     assert cost.deployed == sum(p.numel() for p in plain.parameters())
@@ -115,15 +138,15 @@ def operations(module: nn.Module, x: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-@each
-@cores
-@pytest.mark.parametrize("rank", [1, None], ids=["rank-one", "full"])
+@each_core
+@pytest.mark.parametrize("rank", ["one", "full"])
 def test_the_deployed_form_is_plain_torch_and_equal(case, core, rank):
-    layer, x = factored(case, rank, core).eval(), case.input(torch.float64)
+    layer, x = factored(case, getattr(case, rank), core).eval(), case.input(torch.float64)
     plain = layer.deploy()
     assert same(plain(x), layer(x))
     assert all(type(m).__module__.startswith("torch.") and not m.training for m in plain.modules())
     assert (type(plain) is case.dense) == layer.deploys_dense
+    assert same(layer.deploy(dense=True)(x), layer(x)) and same(layer.deploy(dense=False)(x), layer(x))
     assert plain(x).dtype == torch.float64 and not (
         {p.data_ptr() for p in plain.parameters()} & pointers(layer)
     )
@@ -133,13 +156,12 @@ def pointers(module: nn.Module) -> set[int]:
     return {p.data_ptr() for p in module.parameters()}
 
 
-@each
-@cores
+@each_core
 def test_the_state_dict_holds_the_factors_and_travels(case, core):
-    layer, x = factored(case, low(case), core), case.input(torch.float64)
+    layer, x = factored(case, case.low, core), case.input(torch.float64)
     keys = ["U", "V", *(["S"] if core else []), *(["bias"] if layer.bias is not None else [])]
     assert list(layer.state_dict()) == keys == [name for name, _ in layer.named_parameters()]
-    twin = case.kind.like(case.make_dense(torch.float64), low(case), core)
+    twin = case.kind.like(case.make_dense(torch.float64), case.low, core, form=case.form)
     twin.load_state_dict(layer.state_dict())
     assert torch.equal(twin(x), layer(x))
     clone = copy.deepcopy(layer)
@@ -148,11 +170,10 @@ def test_the_state_dict_holds_the_factors_and_travels(case, core):
     assert not torch.equal(clone(x), layer(x))
 
 
-@each
-@cores
+@each_core
 def test_a_fresh_layer_is_drawn_like_the_dense_one(case, core):
     dense = case.make_dense()
-    layer = case.kind.like(dense, min(dense.weight.shape[0], dense.weight[0].numel()), core)
+    layer = case.kind.like(dense, case.full, core, form=case.form)
     bound = dense.weight[0].numel() ** -0.5
     assert layer.dense().abs().max() <= bound * (1 + 1e-4) and layer.dense().std() > bound / 8
     assert layer.bias is None or layer.bias.abs().max() <= bound
@@ -162,14 +183,14 @@ def test_a_fresh_layer_is_drawn_like_the_dense_one(case, core):
         assert same(layer.U.mT @ layer.U, layer.V.mT @ layer.V, torch.float32), "shared evenly"
 
 
-@some
+@some_of_all_forms
 def test_layers_keep_type_and_mode_of_the_dense_one(name):
-    dense = LAYERS[name].make_dense(torch.float64).eval()
-    make = LAYERS[name].kind.from_linear if isinstance(dense, nn.Linear) else LAYERS[name].kind.from_conv
-    layer = make(dense, 1)
+    case = LAYERS[name]
+    dense = case.make_dense(torch.float64).eval()
+    layer = case.kind.from_dense(dense, case.one, form=case.form)
     assert not layer.training and all(p.dtype == torch.float64 for p in layer.parameters())
     assert layer.bias is None or torch.equal(layer.bias, dense.bias)
-    assert "rank=1" in repr(layer)
+    assert f"rank={case.one}" in repr(layer)
 
 
 # ---- new factors
@@ -271,17 +292,16 @@ def test_the_output_size_is_the_dense_layers(size, kernel, stride, padding, dila
 # ---- surroundings
 
 
-@each
-@cores
+@each_core
 def test_layers_run_in_bfloat16_and_channels_last(case, core):
-    layer, x = factored(case, low(case), core, torch.float32), case.input()
+    layer, x = factored(case, case.low, core, torch.float32), case.input()
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
     assert y.dtype == torch.bfloat16
     assert (y.float() - layer(x)).abs().max() <= 0.05 * layer(x).abs().max()
     y.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
-    if x.dim() == 4 and case.kind is FactoredConv2d:
+    if x.dim() == 4 and case.kind in (FactoredConv2d, Tucker2Conv2d):
         last = {"memory_format": torch.channels_last}
         moved = copy.deepcopy(layer).to(**last)(x.to(**last))
         assert same(moved, layer(x), torch.float32)
@@ -296,9 +316,9 @@ def test_a_layer_can_be_made_on_no_device():
         assert FactoredLinear(3, 4, 2).V.is_meta
 
 
-@some
+@some_of_all_forms
 def test_layers_and_their_deployed_form_export(name):
-    layer, x = factored(LAYERS[name], 2, dtype=torch.float32).eval(), LAYERS[name].input()
+    layer, x = factored(LAYERS[name], LAYERS[name].low, dtype=torch.float32).eval(), LAYERS[name].input()
     exported = torch.export.export(layer, (x,))
     assert same(exported.module()(x), layer(x), torch.float32)
 
@@ -312,7 +332,7 @@ def test_the_deployed_form_exports_with_any_batch_size():
 
 
 @pytest.mark.slow
-@some
+@some_of_all_forms
 def test_layers_compile(name):
-    layer, x = factored(LAYERS[name], 2, dtype=torch.float32), LAYERS[name].input()
+    layer, x = factored(LAYERS[name], LAYERS[name].low, dtype=torch.float32), LAYERS[name].input()
     assert same(torch.compile(layer)(x), layer(x), torch.float32)

@@ -102,12 +102,19 @@ def test_deploy_replaces_a_shared_layer_everywhere():
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_dense_layer_is_found_with_the_right_full_rank(name):
-    dense = LAYERS[name].make_dense()
-    (row,) = plan(nn.Sequential(dense)).rows
-    n, m = dense.weight.shape[0], dense.weight[0].numel()
-    assert (row.full_rank, row.rank, row.reason, row.kind) == (min(n, m), min(n, m), "", type(dense).__name__)
-    model = factorize(nn.Sequential(dense))
-    assert type(model[0]) is LAYERS[name].kind
+    case = LAYERS[name]
+    dense = case.make_dense()
+    (row,) = plan(nn.Sequential(dense), form=case.form).rows
+    n, c, size = *dense.weight.shape[:2], dense.weight[0, 0].numel()
+    full = {"channel": min(n, c * size), "tucker2": (min(n, c * size), min(c, n * size))}
+    if case.form == "spatial":
+        full["spatial"] = min(n * dense.kernel_size[1], c * dense.kernel_size[0])
+    assert (row.full_rank, row.rank, row.reason, row.kind) == (full[case.form],) * 2 + (
+        "",
+        type(dense).__name__,
+    )
+    model = factorize(nn.Sequential(dense), form=case.form)
+    assert type(model[0]) is case.kind and model[0].form == row.form == case.form
 
 
 # ---- which layers, at which rank

@@ -132,14 +132,14 @@ class Method(Settings):
             state: The method's state.
 
         Returns:
-            Numbers by name: ``max_cond``, the largest condition number of a factored layer's core, and
-            ``orthonormality``, the largest error of a basis.
+            Numbers by name: ``max_cond``, the largest condition number of a factored layer's core (of Tucker-2, of its
+            unfolding by outputs), and ``orthonormality``, the largest error of a basis.
         """
         cores = [layer for _, layer in factored_layers(model) if layer.S is not None]
         if not cores:
             return {}
         bases = [orthonormality_error(basis.detach()) for layer in cores for basis in (layer.U, layer.V)]
-        conds = [condition_number(layer.S.detach()) for layer in cores if layer.S is not None]
+        conds = [condition_number(layer.unfoldings()[0].detach()) for layer in cores]
         return {"max_cond": float(max(conds)), "orthonormality": float(max(bases))}
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:

@@ -25,6 +25,11 @@ One step, from the gradients gU, gS, gV of one backward pass:
 (1) is minus the projection of the full gradient on the tangent space of the rank-r matrices, since
 ``gU = G V S^T``. The scalar correction replaces ``S S^T`` by ``tr(S S^T)/r I``, which is exact at tau = 0.
 
+A Tucker-2 convolution has a core S (r1, r2, *k) with the unfoldings ``S_(1)`` (r1, r2 K) by output and ``S_(2)``
+(r2, r1 K) by input channels. There (1) takes ``S_(1) S_(1)^T`` for U and ``S_(2) S_(2)^T`` for V, and (4) acts on
+``S_(1)``: the bound is one on the condition number of the kernel unfolded by output channels. This is ours. In the
+spatial form all is as for a matrix, with the one that the form holds.
+
 Deviations from the published code, all on purpose: the correction there is the scalar ``(s_min/s_max)^2`` (or a
 stale one), and it multiplies the momentum too; the tau = 0 projection there is QR instead of polar; weights
 there start at random instead of from the given ones; biases exist only where the layer has one.
@@ -102,10 +107,14 @@ class CondLR(LowRank):
                 raise IronrankError(f"condlr.taus['{pattern}']={tau}: allowed is at least 0")
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Give the chosen layers a core and two bases, from their weights.
+        """Give the chosen layers a core and two bases, from their weights; or adopt a net that is factored already.
+
+        In a net that is factored, such as a compressed one, these layers keep form, rank and function: what their
+        bases lack to be orthonormal goes into the core, which they get if they had none. Dense layers stay dense, so
+        ``keep``, ``ranks``, ``form``, ``exclude``, ``first`` and ``last`` are not used.
 
         Args:
-            model: The dense model, changed in place.
+            model: The model, changed in place.
 
         Returns:
             The same model.
@@ -114,7 +123,11 @@ class CondLR(LowRank):
             IronrankError: If a pattern of ``taus`` matches no layer.
         """
         norms = {name: matrix.norm().item() for name, matrix in weight_matrices(model)}
-        self.factorize(model, core=True)
+        if adopted := factored_layers(model):
+            for _, layer in adopted:
+                layer.orthonormalize()
+        else:
+            self.factorize(model, core=True)
         names = [name for name, _ in cores(model)]
         for pattern in self.taus:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -206,7 +219,9 @@ class CondLR(LowRank):
             Copies of the bases, by ``id``, for optimizers whose step may leave the tangent space; none for SGD.
         """
         layers = cores(model)
-        tasks = [(layer.U, layer.S) for _, layer in layers] + [(layer.V, layer.S.mT) for _, layer in layers]
+        tasks = [
+            task for _, layer in layers for task in zip((layer.U, layer.V), layer.unfoldings(), strict=True)
+        ]
 
         def work(task: tuple[nn.Parameter, Tensor]) -> None:
             make_tangent(*task, optimizer, self.correction)
@@ -238,15 +253,14 @@ class CondLR(LowRank):
 
         @torch.no_grad()
         def work(task: tuple[nn.Parameter, float | None]) -> None:
-            factor, tau = task
-            if only_outside and is_inside(factor, tau):
+            (factor, tau), matrix = task, task[0].flatten(1)  # of a Tucker-2 core the unfolding by outputs
+            if only_outside and is_inside(matrix, tau):
                 return
             if tau is None:
-                factor.copy_(retract_cholesky(factor, passes))
+                new = retract_cholesky(matrix, passes)
             else:
-                factor.copy_(
-                    clamp(factor, tau, self.centre) if tau > 0 else nearest_orthogonal(factor, self.centre)
-                )
+                new = clamp(matrix, tau, self.centre) if tau > 0 else nearest_orthogonal(matrix, self.centre)
+            factor.copy_(new.reshape(factor.shape))
 
         side_by_side(work, sorted(tasks, key=_size))
 
@@ -255,7 +269,7 @@ def is_inside(factor: Tensor, tau: float | None) -> bool:
     """Return whether a core has condition number at most ``1 + tau``, or, for tau None, a basis is orthonormal.
 
     Args:
-        factor: Core (r, r) or basis (n, r).
+        factor: Core (r, q) or basis (n, r).
         tau: Allowed excess of the condition number; None for a basis.
 
     Returns:
@@ -273,5 +287,6 @@ def cores(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _size(task: tuple[Tensor, Any]) -> float:
-    n, r = task[0].shape
-    return -r * r * (20 * r if n == r else n)  # an eigen-decomposition costs about 20 r^3; dearest first
+    n, m = task[0].flatten(1).shape
+    r = min(n, m)
+    return -r * r * (n if n > m else 20 * r + m)  # an eigen-decomposition costs about 20 r^3; dearest first

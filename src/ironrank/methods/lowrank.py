@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ironrank.errors import IronrankError
+from ironrank.layers import FORMS
 from ironrank.methods.base import Method
 from ironrank.settings import setting
 from ironrank.surgery import Plan, apply_plan, factored_layers, plan
@@ -21,7 +22,9 @@ class LowRank(Method):
 
     Attributes:
         keep: Kept fraction of each layer's full rank; ``keep=0.2`` is what the papers call 80 % nominal compression.
-        ranks: Rank by name pattern, in place of ``keep`` for the layers that match.
+        ranks: Rank by name pattern, in place of ``keep`` for the layers that match; a pair for Tucker-2 layers.
+        form: Form of the layers: "channel", "spatial", "tucker2", or "auto" for the cheapest that keeps as much, see
+            `ironrank.surgery.plan`. Linear and 1 x 1 layers have the channel form in any case.
         exclude: Name patterns of layers to leave dense.
         round_to: Ranks from ``keep`` are rounded up to a multiple of this.
         first: The first layer.
@@ -29,23 +32,24 @@ class LowRank(Method):
     """
 
     keep: float = setting(0.2, "kept fraction of each layer's full rank", gt=0, le=1, paper="0.5, 0.2")
-    ranks: dict[str, int] = setting({}, "rank by name pattern, in place of keep")
+    ranks: dict[str, int | tuple[int, int]] = setting({}, "rank by name pattern, in place of keep")
+    form: str = setting("channel", "low-rank form of the layers", choices=(*FORMS, "auto"))
     exclude: tuple[str, ...] = setting((), "name patterns of layers to leave dense")
     round_to: int = setting(1, "round ranks from keep up to a multiple of this", ge=1)
     first: str = setting("low-rank", "form of the first layer", choices=ENDS, paper="low-rank")
     last: str = setting("full-rank", "form of the last layer", choices=ENDS, paper="full-rank")
 
-    def plan(self, model: nn.Module, core: bool) -> Plan:
+    def plan(self, model: nn.Module, core: bool = True) -> Plan:
         """Choose layers and ranks.
 
         Args:
             model: The dense model.
-            core: Whether layers get a core S.
+            core: Whether layers held as a matrix get a core S.
 
         Returns:
             The plan.
         """
-        rows = plan(model).rows
+        rows = plan(model, form="channel" if self.form == "auto" else self.form).rows
         free = [
             row for row in rows if not row.reason and not any(fnmatchcase(row.name, p) for p in self.exclude)
         ]
@@ -57,7 +61,7 @@ class LowRank(Method):
         dense = [name for name, (form, _) in ends.items() if form == "dense"]
         full = {name: row.full_rank for name, (form, row) in ends.items() if form == "full-rank"}
         return plan(model, self.keep, exclude=[*self.exclude, *dense], ranks=full | self.ranks,
-                    round_to=self.round_to, core=core)  # fmt: skip
+                    round_to=self.round_to, core=core, form=self.form)  # fmt: skip
 
     def refuse_factored(self, model: nn.Module) -> None:
         """Refuse a net that holds factors already, where the method truncates dense weights.
@@ -74,5 +78,5 @@ class LowRank(Method):
             )
 
     def factorize(self, model: nn.Module, core: bool) -> nn.Module:
-        """Replace the chosen layers, in place, by the truncated SVD of their weights."""
+        """Replace the chosen layers, in place, by what is nearest to their weights in their form."""
         return apply_plan(model, self.plan(model, core))

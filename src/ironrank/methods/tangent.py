@@ -5,7 +5,8 @@ G (n, m), the projection of ``-G`` on the tangent space moves U along
 
     (1)  -dU = -(I - U U^T) gU (S S^T)^{-1}
 
-and V likewise with ``S^T`` in place of S.
+and V likewise with ``S^T`` in place of S. A Tucker-2 kernel has the unfoldings ``W_(1) = U S_(1) (V x I)^T`` and
+``W_(2) = V S_(2) (U x I)^T``: there (1) holds for U with ``S_(1)`` (r1, r2 K), and for V with ``S_(2)`` (r2, r1 K).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def make_tangent(U: nn.Parameter, S: Tensor, optimizer: torch.optim.Optimizer, c
     rounding.
 
     Args:
-        U: The basis (n, r), with a gradient; for V, pass ``S^T``.
-        S: The core (r, r).
+        U: The basis (n, r), with a gradient.
+        S: The core as seen from this basis (r, q), one of `Factored.unfoldings`.
         optimizer: The optimizer, whose first moment of U is projected.
         correction: "exact", "scalar" or "none".
     """
@@ -61,7 +62,7 @@ def corrected(G: Tensor, S: Tensor, correction: str = "exact") -> Tensor:
 
     Args:
         G: Gradient of a basis (n, r).
-        S: The core (r, r).
+        S: The core (r, q), q >= r.
         correction: "exact"; "scalar" for ``G r / tr(S S^T)``; "none" for G.
 
     Returns:
@@ -70,7 +71,7 @@ def corrected(G: Tensor, S: Tensor, correction: str = "exact") -> Tensor:
     if correction == "none":
         return G
     if correction == "scalar":
-        return G * (S.shape[-1] / S.square().sum())
+        return G * (S.shape[-2] / S.square().sum())
     L, info = torch.linalg.cholesky_ex(S @ S.mT)
     if bool(info):  # singular core: the limit of the flow does not exist, the pseudo-inverse stays finite
         return G @ torch.linalg.pinv(S @ S.mT, hermitian=True)
