@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ironrank
 from expect import refuses
 from ironrank.attacks import FGSM, PGD
-from ironrank.compression import compress_run, fine_tuned
+from ironrank.compression import compress_run
 from ironrank.config import build_run, override, parse, shorthand
 from ironrank.data import CIFAR10, MNIST, FashionSmall
 from ironrank.files import write_json
@@ -22,6 +22,7 @@ from ironrank.models import VGG16, Given, LeNet5
 from ironrank.objectives import Clean, Madry
 from ironrank.optim import SGD, AdamW, Cosine, OneCycle, Steps
 from ironrank.recipes import RECIPES
+from ironrank.recipes.stages import fine_tuned
 from ironrank.settings import encode
 from ironrank.training import FAMILIES, Run, decode_run
 
@@ -255,7 +256,7 @@ def test_start_can_be_replaced() -> None:
         ("precision=float16", ("precision='float16'", "float32, bfloat16")),
         ("data.validation=1", ("mnist.validation=1", "below 1")),
         ("data.augment=flip", ("augment='flip'", "crop-flip")),
-        ("data=imagenet", ("data='imagenet'", "mnist")),
+        ("data=svhn", ("data='svhn'", "mnist")),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_says_what_is_allowed(text: str, words: tuple[str, ...]) -> None:

@@ -8,32 +8,39 @@ import json
 import math
 
 import pytest
+import torch
 
 from ironrank.artifact import load_model
 from ironrank.errors import IronrankError
 from ironrank.linalg import condition_number
-from ironrank.methods import METHODS, SVD, CondLR, Dense
+from ironrank.methods import CSTAR, METHODS, SVD, CondLR, Dense
+from ironrank.models import count
 from ironrank.objectives import Clean
-from ironrank.recipes import RECIPES
+from ironrank.recipes import RECIPES, stages
 from ironrank.recipes.condlr import MODES, lenet5_mnist
 from ironrank.settings import encode
-from ironrank.surgery import factored_layers
+from ironrank.surgery import deploy, factored_layers
 from ironrank.training import Run, decode_run, train
 
 PUBLISHED = [name for name in RECIPES if name.startswith("condlr/")]
+COMPRESSED = [name for name in RECIPES if name.startswith("cstar/")]
+# the method of the last stage
+LAST = {"cstar": "dense", "cstar+cond": "condlr", "svd": "dense", "narrow": "dense"}
 
 
 def modes_of(name: str) -> tuple[str, ...]:
+    if name in COMPRESSED:
+        return stages.MODES
     return MODES if name in PUBLISHED else ("dense", "svd", "condlr")
 
 
 FORMS = [(name, mode) for name in RECIPES for mode in modes_of(name)]
 
 
-def with_data(run: Run, mnist: str, cifar: str) -> Run:
-    """The same run, and its earlier stage, on the small folders."""
-    start = with_data(run.start, mnist, cifar) if isinstance(run.start, Run) else run.start
-    folder = {"mnist": mnist, "cifar10": cifar, "cifar100": cifar}.get(run.data.name)
+def with_data(run: Run, mnist: str, cifar: str, photos: str | None = None) -> Run:
+    """The same run, and its earlier stages, on the small folders."""
+    start = with_data(run.start, mnist, cifar, photos) if isinstance(run.start, Run) else run.start
+    folder = {"mnist": mnist, "cifar10": cifar, "cifar100": cifar, "imagenet": photos}.get(run.data.name)
     data = run.data if folder is None else dataclasses.replace(run.data, folder=folder)
     return dataclasses.replace(run, data=data, start=start)
 
@@ -42,7 +49,8 @@ def with_data(run: Run, mnist: str, cifar: str) -> Run:
 @pytest.mark.parametrize("name, mode", FORMS)
 def test_a_recipe_survives_json(name, mode, tiny):
     run = RECIPES[name](mode=mode, tiny=tiny)
-    assert run.recipe == name and run.method.name == mode
+    wanted = LAST.get(mode, mode) if name in COMPRESSED else mode
+    assert run.recipe == name and run.method.name == wanted
     text = json.dumps(encode(run), allow_nan=False)
     assert decode_run(json.loads(text)) == run
     assert RECIPES[name](mode=mode, tiny=tiny) == run != RECIPES[name](mode=mode, tiny=tiny, seed=1)
@@ -124,4 +132,116 @@ def test_an_unknown_mode_is_refused(name):
 
 
 def test_every_method_is_in_a_recipe():
-    assert {RECIPES[name](mode=mode).method.name for name, mode in FORMS} == METHODS.keys()
+    runs = [stage for name, mode in FORMS for stage in chain(RECIPES[name](mode=mode))]
+    assert {run.method.name for run in runs} == METHODS.keys()
+
+
+# ---- compression and what it is measured against
+
+
+def chain(run: Run) -> list[Run]:
+    """A run and its earlier stages, first stage first."""
+    return [*(chain(run.start) if isinstance(run.start, Run) else []), run]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> str:
+    """Sixteen photos of two classes, and four to be judged."""
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path_factory.mktemp("photos")
+    for part, n in (("train", 8), ("val", 2)):
+        for name, colour in (("n01", (200, 0, 0)), ("n02", (0, 0, 200))):
+            (root / part / name).mkdir(parents=True)
+            for i in range(n):
+                image.new("RGB", (40, 48), colour).save(root / part / name / f"{i}.jpg")
+    return str(root)
+
+
+@pytest.mark.parametrize("mode", stages.MODES)
+@pytest.mark.parametrize("epochs", [3, 5, 12, 80])
+def test_all_modes_have_the_same_epochs_objective_and_validation(mode, epochs):
+    runs = chain(RECIPES["cstar/resnet20-cifar10"](mode=mode, epochs=epochs))
+    assert sum(run.epochs for run in runs) == epochs
+    assert len({(run.objective, run.validate, run.data, run.batch_size, run.seed) for run in runs}) == 1
+    kinds = [run.method.name for run in runs]
+    three = {"svd": ["dense", "cstar", "dense"], "cstar": ["dense", "cstar", "dense"],
+             "cstar+cond": ["dense", "cstar", "condlr"]}  # fmt: skip
+    assert kinds == three.get(mode, ["condlr" if mode == "condlr" else "dense"])
+    assert [run.optimizer.lr for run in runs] == ([0.1, 0.1, 0.01] if len(runs) == 3 else [0.1])
+    if mode == "svd":
+        assert runs[1].epochs == 0  # the projection of CSTAR, and no step of it
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_the_narrow_net_and_condlr_are_of_equal_size(name):
+    dense, narrow = RECIPES[name](mode="dense"), RECIPES[name](mode="narrow")
+    limit = count(dense.model, dense.data.spec) / 8
+    assert 0.85 * limit < count(narrow.model, narrow.data.spec) <= limit
+    method = RECIPES[name](mode="condlr", tau=0.5).method
+    with torch.device("meta"):
+        net = dense.model.build(dense.data.spec)
+    assert isinstance(method, CondLR) and method.tau == 0.5
+    assert 0.85 * limit < stages.deployed(method, net) <= limit
+
+
+@pytest.mark.parametrize("ratio", [2, 8, 32, 64])
+def test_the_size_of_condlr_is_that_of_the_deployed_net(ratio):
+    run = RECIPES["cstar/lenet5-mnist"](mode="condlr", ratio=ratio)
+    net = run.model.build(run.data.spec)
+    limit = count(run.model, run.data.spec) / ratio
+    expected = stages.deployed(run.method, net)
+    more = dataclasses.replace(run.method, keep=run.method.keep + 0.001)
+    assert stages.deployed(more, net) >= expected
+    found = sum(p.numel() for p in deploy(run.method.prepare(net)).parameters())
+    assert found == expected <= limit
+
+
+def test_settings_of_the_paper_that_are_confirmed():
+    for name in COMPRESSED:
+        attack = RECIPES[name](mode="dense").objective.attack
+        assert attack.norm == "Linf"
+        assert attack.eps == {"mnist": 0.3, "imagenet": 4 / 255}.get(name.split("-")[-1], 8 / 255)
+        if name not in ("cstar/lenet5-mnist", "cstar/resnet20-cifar10"):
+            assert attack.step_size == 2 / 255
+    for ratio in (2, 4, 8, 16, 32, 64):
+        method = chain(RECIPES["cstar/resnet18-cifar10"](ratio=ratio))[1].method
+        assert isinstance(method, CSTAR) and method.budget == f"params={ratio}x"
+
+
+def test_ratios_and_epochs_out_of_range_are_refused():
+    recipe = RECIPES["cstar/lenet5-mnist"]
+    for words, change in {
+        "ratio=1: allowed is above 1": {"ratio": 1},
+        "epochs=2: mode 'cstar' has 3 stages": {"epochs": 2},
+        "epochs=1: mode 'svd' has 2 stages": {"epochs": 1, "mode": "svd"},
+        "rank 1 everywhere": {"ratio": 1000, "mode": "condlr"},
+        "the narrowest has": {"ratio": 100000, "mode": "narrow"},
+    }.items():
+        with pytest.raises(IronrankError, match=words):
+            recipe(**change)
+
+
+# Every recipe in its own mode, and every mode of the smallest one.
+SHORT = [(name, "cstar") for name in COMPRESSED] + [
+    (COMPRESSED[0], mode) for mode in stages.MODES if mode != "cstar"
+]
+
+
+@pytest.mark.parametrize("name, mode", SHORT)
+def test_the_tiny_form_meets_its_ratio(name, mode, mnist, cifar, photos, tmp_path):
+    run = with_data(RECIPES[name](mode=mode, ratio=4, tiny=True), mnist, cifar, photos)
+    folder = train(run, tmp_path / "run")
+    net = load_model(folder)
+    dense = RECIPES[name](mode="dense", tiny=True)
+    whole, found = count(dense.model, dense.data.spec), sum(p.numel() for p in deploy(net).parameters())
+    assert found == whole if mode == "dense" else found <= whole / 4
+    assert bool(factored_layers(net)) == (mode not in ("dense", "narrow"))
+    for stage, place in zip(
+        reversed(chain(run)), [folder, folder / "start", folder / "start" / "start"], strict=False
+    ):
+        lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+        assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
+        assert sum("epoch" in line for line in lines) == stage.epochs
+    if run.method.name == "condlr":
+        held = [layer for _, layer in factored_layers(net) if layer.form == "channel"]
+        assert all(condition_number(layer.S.detach()) <= 2 + 1e-4 for layer in held)

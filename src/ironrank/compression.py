@@ -22,13 +22,12 @@ from ironrank.config import Pair, override, pairs_of, parse
 from ironrank.data import Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.files import read_json
-from ironrank.methods import CondLR, Dense, Method
 from ironrank.models import Given, Model
+from ironrank.recipes.stages import fine_tuned
 from ironrank.settings import hints_of
 from ironrank.training import Run, decode_run, initial_model
 
 TWO_STAGES = ("cstar",)
-GENTLER = 10  # fine-tuning divides the learning rate by this
 
 
 def compress_run(
@@ -72,22 +71,6 @@ def compress_run(
     sized = [] if budget is None else [("method.budget", budget)]
     run = override(run, [("method", method), *sized, *pairs])
     return fine_tuned(run, condition) if method in TWO_STAGES else run
-
-
-def fine_tuned(run: Run, condition: float | None = None) -> Run:
-    """Share a run's epochs between it and a stage that fine-tunes what it leaves, in factored form.
-
-    Args:
-        run: A run whose method leaves factors.
-        condition: tau of CondLR in the second stage; None for plain training of the factors.
-
-    Returns:
-        The second stage, which starts from the first; the odd epoch is the first one's.
-    """
-    first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
-    method: Method = Dense() if condition is None else CondLR(tau=condition)
-    gentle = dataclasses.replace(run.optimizer, lr=run.optimizer.lr / GENTLER)
-    return dataclasses.replace(run, start=first, method=method, optimizer=gentle, epochs=run.epochs // 2)
 
 
 def planned(run: Run, model: nn.Module | None = None) -> str:

@@ -24,9 +24,8 @@ def batches(images: Images, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]
         x float32 (b, c, h, w) in [0, 1] and y int64 (b,).
     """
     for start in range(0, len(images), size):
-        part = Images(images.x[start : start + size], images.y[start : start + size])
-        x = part.pixels(torch.arange(len(part)))
-        yield x.to(memory_format=torch.channels_last), part.y
+        x = images.pixels(torch.arange(start, min(start + size, len(images))))
+        yield x.to(memory_format=torch.channels_last), images.y[start : start + size]
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def evaluate(
         ``device``, ``versions``. Accuracies are fractions, latency is in milliseconds, bytes are those of the deployed
         weights as a safetensors file, MACs are multiply-adds of one image.
     """
-    judged, device = for_inference(model), images.x.device
+    judged, device = for_inference(model), images.device
     robust = [
         _described(a) | {"accuracy": robust_accuracy(judged, images, a, seed), "n": len(images)}
         for a in attacks

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ironrank.data.base import Dataset, DataSpec, Images
+from ironrank.data.imagenet import ImageNet
+from ironrank.data.photos import Photos
 from ironrank.data.seeds import mix
 from ironrank.data.sets import CIFAR10, CIFAR100, MNIST, FashionMNIST, FashionSmall
 from ironrank.data.split import split
 from ironrank.data.stream import Stream
 
 DATASETS: dict[str, type[Dataset]] = {
-    s.name: s for s in (MNIST, FashionMNIST, CIFAR10, CIFAR100, FashionSmall)
+    s.name: s for s in (MNIST, FashionMNIST, CIFAR10, CIFAR100, FashionSmall, ImageNet)
 }
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "Dataset",
     "FashionMNIST",
     "FashionSmall",
+    "ImageNet",
     "Images",
     "MNIST",
+    "Photos",
     "Stream",
     "mix",
     "split",

@@ -68,6 +68,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.x.device
+
     @classmethod
     def from_numpy(cls, x: np.ndarray, y: np.ndarray) -> Images:
         """Take over arrays; those that cannot be written to are copied.
@@ -216,10 +221,9 @@ def check(what: str, images: Images, spec: DataSpec) -> None:
     """
     if not len(images):
         raise IronrankError(f"{what}: holds no image")
-    if tuple(images.x.shape[1:]) != tuple(spec.shape):
-        raise IronrankError(
-            f"{what}: images of shape {tuple(images.x.shape[1:])}, expected {tuple(spec.shape)}"
-        )
+    shape = tuple(images.first(1).x.shape[1:])  # of one, since some sets decode what is asked for
+    if shape != tuple(spec.shape):
+        raise IronrankError(f"{what}: images of shape {shape}, expected {tuple(spec.shape)}")
     if images.y.min() < 0 or images.y.max() >= spec.classes:
         worst = int(images.y.max()) if images.y.max() >= spec.classes else int(images.y.min())
         raise IronrankError(f"{what}: label {worst}, expected 0 to {spec.classes - 1}")

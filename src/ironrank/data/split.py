@@ -35,6 +35,6 @@ def split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
     if fraction > 0 and held in (0, n):
         raise IronrankError(f"validation={fraction:g} of {n} images holds out {held}: take another fraction")
     if held == 0:
-        return images, Images(images.x[:0], images.y[:0])
+        return images, images.take(torch.zeros(0, dtype=torch.int64))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, "validation")))
     return images.take(order[held:].sort().values), images.take(order[:held].sort().values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ironrank.recipes import condlr, demo
+from ironrank.recipes import condlr, cstar, demo
 from ironrank.training import Run
 
 RECIPES: dict[str, Callable[..., Run]] = {
@@ -13,6 +13,13 @@ RECIPES: dict[str, Callable[..., Run]] = {
     "condlr/vgg16-cifar10": condlr.vgg16_cifar10,
     "condlr/wrn16-4-cifar10": condlr.wrn16_4_cifar10,
     "condlr/wrn16-4-cifar100": condlr.wrn16_4_cifar100,
+    "cstar/lenet5-mnist": cstar.lenet5_mnist,
+    "cstar/resnet20-cifar10": cstar.resnet20_cifar10,
+    "cstar/resnet18-cifar10": cstar.resnet18_cifar10,
+    "cstar/vgg16-cifar10": cstar.vgg16_cifar10,
+    "cstar/wrn28-4-cifar10": cstar.wrn28_4_cifar10,
+    "cstar/resnet18-cifar100": cstar.resnet18_cifar100,
+    "cstar/resnet18-imagenet": cstar.resnet18_imagenet,
 }
 
 __all__ = ["RECIPES"]

@@ -1,0 +1,176 @@
+"""Stages of runs that compress: what comes before a method, what after it, and what it is measured against.
+
+    mode         stages                                          epochs
+    dense        the dense net                                   all
+    cstar        dense; CSTAR; fine-tuning in factored form      half, a quarter, a quarter
+    cstar+cond   the same, fine-tuned by CondLR                  half, a quarter, a quarter
+    condlr       CondLR from scratch, one keep for all layers    all
+    svd          dense; truncated at global ranks, fine-tuned    half, half
+    narrow       a dense net of equal size                       all
+
+All but the first have at most 1 / ratio of the dense net's parameters, biases and batch norm counted, in the deployed
+form, and all have the same number of epochs and the same objective. CondLR starts from random weights, as its authors
+train it. Fine-tuning takes a tenth of the learning rate: at the full one free factors of trained weights diverge within
+a few steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import nn
+
+from ironrank.data import DataSpec
+from ironrank.errors import IronrankError, nearest
+from ironrank.methods import CSTAR, CondLR, Dense, Method
+from ironrank.models import Model, count, width_for
+from ironrank.training import Run
+
+MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
+GENTLER = 10  # fine-tuning divides the learning rate by this
+UPDATES = 60  # of CSTAR's targets, whatever the length of its stage
+_KEEPS = 1000  # a uniform keep is a multiple of 1 / 1000
+TRAIN_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+
+
+def staged(run: Run, mode: str, ratio: float, tau: float) -> Run:
+    """Give a dense run its stages; see the table there.
+
+    Args:
+        run: The dense run, adversarially trained.
+        mode: One of `MODES`.
+        ratio: How many times fewer parameters.
+        tau: CondLR's tau.
+
+    Returns:
+        The run; all modes have its number of epochs.
+
+    Raises:
+        IronrankError: If the mode has another name, the ratio is out of range, or there are too few epochs.
+    """
+    if mode not in MODES:
+        raise IronrankError(f"mode={mode!r}: {nearest(mode, list(MODES))}")
+    if ratio <= 1:
+        raise IronrankError(f"ratio={ratio:g}: allowed is above 1 (how many times fewer parameters)")
+    if mode == "dense":
+        return run
+    if mode == "narrow":
+        width = width_for(run.model, run.data.spec, count(run.model, run.data.spec) / ratio)
+        return dataclasses.replace(run, model=dataclasses.replace(run.model, width=width))  # type: ignore[call-arg]
+    if mode == "condlr":
+        return dataclasses.replace(run, method=condlr_within(run, ratio, tau))
+    return _from_dense(run, mode, ratio, tau)
+
+
+def _from_dense(run: Run, mode: str, ratio: float, tau: float) -> Run:
+    """Return the stages of the modes that start from the dense net."""
+    least = 2 if mode == "svd" else 3
+    if run.epochs < least:
+        raise IronrankError(
+            f"epochs={run.epochs}: mode '{mode}' has {least} stages: allowed is at least {least}"
+        )
+    later = run.epochs // 2 if mode == "svd" else 2 * max(1, run.epochs // 4)
+    dense = dataclasses.replace(run, epochs=run.epochs - later)
+    budget = f"params={ratio:g}x"
+    if mode == "svd":
+        return truncated(dataclasses.replace(run, epochs=later, start=dense), budget)
+    method = CSTAR(budget=budget, last="low-rank", every=_every(run, later // 2))
+    return fine_tuned(
+        dataclasses.replace(run, epochs=later, start=dense, method=method), None if mode == "cstar" else tau
+    )
+
+
+def truncated(run: Run, budget: str) -> Run:
+    """Return the stages that truncate and fine-tune: CSTAR's projection without one step of CSTAR, then training.
+
+    Args:
+        run: A run whose start is dense; its epochs are those of fine-tuning.
+        budget: Such as "params=8x".
+
+    Returns:
+        The fine-tuning stage.
+    """
+    method = CSTAR(budget=budget, last="low-rank")
+    cut = dataclasses.replace(run, epochs=0, method=method)
+    return dataclasses.replace(fine_tuned(cut), start=cut, epochs=run.epochs)
+
+
+def _every(run: Run, epochs: int) -> int:
+    """Return the steps between two updates of CSTAR, for `UPDATES` of them in so many epochs."""
+    images = (1 - run.data.validation) * TRAIN_IMAGES[run.data.name]
+    return max(1, int(epochs * images / run.batch_size / UPDATES))
+
+
+def condlr_within(run: Run, ratio: float, tau: float) -> CondLR:
+    """Return CondLR at the largest keep, the same for all layers, whose deployed net meets the ratio.
+
+    Args:
+        run: The dense run.
+        ratio: How many times fewer parameters.
+        tau: tau.
+
+    Returns:
+        The method. Its last layer has full rank, as published, unless that alone is too much.
+
+    Raises:
+        IronrankError: If rank 1 everywhere is too much.
+    """
+    keep, last = _uniform(run.model, run.data.spec, ratio)
+    return CondLR(keep=keep, tau=tau, last=last)
+
+
+@functools.cache  # a dozen plans are made for one answer
+def _uniform(model: Model, spec: DataSpec, ratio: float) -> tuple[float, str]:
+    with torch.device("meta"):
+        net = model.build(spec)
+    limit = count(model, spec) / ratio
+
+    def fits(steps: int, last: str) -> bool:
+        return deployed(CondLR(keep=steps / _KEEPS, last=last), net) <= limit
+
+    for last in ("full-rank", "low-rank"):
+        if fits(1, last):
+            low, high = 1, _KEEPS
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fits(middle, last) else (low, middle)
+            return low / _KEEPS, last
+    raise IronrankError(
+        f"ratio={ratio:g}: {model.label()} has more parameters at rank 1 everywhere; ask for less"
+    )
+
+
+def deployed(method: CondLR, net: nn.Module) -> int:
+    """Return the number of parameters of a net once a method has prepared it and its layers are deployed.
+
+    Args:
+        method: The method.
+        net: The dense net; only shapes matter.
+
+    Returns:
+        The number; each layer counts in its smaller form.
+    """
+    total = sum(parameter.numel() for parameter in net.parameters())
+    for row in method.plan(net, core=True).rows:
+        if isinstance(row.rank, int):
+            n, m = row.shape[0], int(torch.Size(row.shape[1:]).numel())
+            total -= max(0, n * m - row.rank * (n + m))
+    return total
+
+
+def fine_tuned(run: Run, condition: float | None = None) -> Run:
+    """Share a run's epochs between it and a stage that fine-tunes what it leaves, in factored form.
+
+    Args:
+        run: A run whose method leaves factors.
+        condition: tau of CondLR in the second stage; None for plain training of the factors.
+
+    Returns:
+        The second stage, which starts from the first; the odd epoch is the first one's.
+    """
+    first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
+    method: Method = Dense() if condition is None else CondLR(tau=condition)
+    gentle = dataclasses.replace(run.optimizer, lr=run.optimizer.lr / GENTLER)
+    return dataclasses.replace(run, start=first, method=method, optimizer=gentle, epochs=run.epochs // 2)

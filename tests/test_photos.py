@@ -1,0 +1,94 @@
+"""Photos in folders: their classes, what a decoded one looks like, and that nothing is decoded early."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from expect import refuses
+from ironrank.audit.accuracy import batches
+from ironrank.data import ImageNet, Stream, photos, split
+from ironrank.data.photos import decode
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, red and blue, of six photos each, 40 x 60, and two of each to be judged."""
+    for part, n in (("train", 6), ("val", 2)):
+        for name, colour in (("n01-red", (200, 0, 0)), ("n02-blue", (0, 0, 200))):
+            place = tmp_path / part / name
+            place.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (60, 40), colour).save(place / f"{i}.JPEG")
+    (tmp_path / "train" / "n01-red" / "notes.txt").write_text("no photo")
+    return tmp_path
+
+
+def test_classes_are_numbered_by_name(folder: Path) -> None:
+    data = ImageNet(folder=str(folder), side=32)
+    train, test = data.load("train"), data.load("test")
+    assert train.y.tolist() == [0] * 6 + [1] * 6 and test.y.tolist() == [0, 0, 1, 1]
+    assert data.spec.shape == (3, 32, 32) and data.spec.classes == 1000
+    x = train.x
+    assert (x.shape, x.dtype, len(train)) == ((12, 3, 32, 32), torch.uint8, 12)
+    assert bool((x[:6, 0] > 190).all() and (x[:6, 2] < 10).all() and (x[6:, 2] > 190).all())
+
+
+def test_a_photo_is_scaled_and_cut_in_the_middle(tmp_path: Path) -> None:
+    photo = Image.new("L", (112, 64), 0)  # grey; the middle 32 columns are white
+    photo.paste(255, (40, 0, 72, 64))
+    photo.save(tmp_path / "a.png")
+    x = decode(tmp_path / "a.png", 56).float()  # 64 of 112 is what is scaled: the shorter side is 64 already
+    assert x.shape == (3, 56, 56) and torch.equal(x[0], x[1])
+    columns = x[0].mean(0)
+    assert columns[12:44].min() == 255 and columns[:12].max() == columns[44:].max() == 0
+
+
+def test_photos_are_decoded_when_asked_for(folder: Path, monkeypatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(
+        photos, "decode", lambda file, side: opened.append(file.name) or torch.zeros(3, side, side).byte()
+    )
+    images = ImageNet(folder=str(folder), side=32).load("train")
+    assert len(opened) == 1  # one, to check its shape
+    opened.clear()
+    train, held = split(images, 0.25, seed=0)
+    assert (len(train), len(held), len(images.to("cpu").first(5)), opened) == (9, 3, 5, [])
+    stream = Stream(train, batch_size=4, seed=0, augment="crop-flip")
+    assert stream.batch(0)[0].shape == (4, 3, 32, 32) and len(opened) == 4
+    assert [len(y) for _, y in batches(held, 2)] == [2, 1] and len(opened) == 7
+    assert (
+        len(split(images, 0.0, seed=0)[1]) == 0
+        and images.take(torch.zeros(0, dtype=torch.int64)).x.shape[0] == 0
+    )
+
+
+def test_pixels_agree_with_the_whole(folder: Path) -> None:
+    images = ImageNet(folder=str(folder), side=32).load("test")
+    torch.testing.assert_close(images.pixels(torch.tensor([3, 0])), images.x[[3, 0]] / 255)
+    assert images.device == torch.device("cpu")
+
+
+def test_what_is_missing_is_said_in_one_line(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    with refuses("FOLDER/train/<class>", "--data"):
+        ImageNet().load("train")
+    with refuses("cannot be downloaded"):
+        ImageNet(folder=str(folder), download=True).load("train")
+    with refuses("there is no", "train/<class>/<photo>"):
+        ImageNet(folder=str(tmp_path / "none")).load("train")
+    (folder / "train" / "n01-red" / "0.JPEG").write_bytes(b"no photo")
+    with refuses("0.JPEG", "is no image"):
+        ImageNet(folder=str(folder)).load("train")
+    monkeypatch.setattr(photos, "find_spec", lambda name: None)
+    with refuses("Pillow", "pip install pillow"):
+        ImageNet(folder=str(folder)).load("train")
+
+
+def test_the_package_does_not_need_pillow() -> None:
+    assert importlib.util.find_spec("ironrank.data.photos") is not None
+    assert not hasattr(photos, "Image")
