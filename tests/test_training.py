@@ -13,16 +13,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from cases import ATTACK_CASES, METHOD_CASES, tiny_run, with_validation
+from cases import ATTACK_CASES, METHOD_CASES, OBJECTIVE_CASES, tiny_run, with_validation
 from ironrank.artifact import load_model
 from ironrank.attacks import ATTACKS, PGD
 from ironrank.audit.accuracy import accuracy, robust_accuracy
-from ironrank.data import mix, split
+from ironrank.data import Stream, mix, split
 from ironrank.errors import IronrankError
 from ironrank.linalg import condition_number
 from ironrank.methods import SVD, UV, CondLR, Dense
 from ironrank.models import LeNet5, ResNet18
-from ironrank.objectives import Madry
+from ironrank.objectives import Distill, Free, Madry
 from ironrank.optim import SGD, AdamW, Cosine, Steps
 from ironrank.settings import encode
 from ironrank.surgery import factored_layers
@@ -288,6 +288,72 @@ def test_a_second_process_that_comes_late_disturbs_nothing(mnist, tmp_path, monk
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
+# ---- objectives
+
+
+def objective_run(name, folder, mnist, **change):
+    """A run on an objective of `OBJECTIVE_CASES`; the teacher of a distillation is trained first."""
+    objective = OBJECTIVE_CASES[name].make(0.05)
+    if isinstance(objective, Distill):
+        teacher = train(tiny_run(mnist, epochs=1), folder / "teacher", resume=True)
+        objective = dataclasses.replace(objective, teacher=str(teacher))
+    return tiny_run(mnist, objective=objective, method=CondLR(keep=0.5), **change)
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_CASES)
+def test_every_objective_trains_and_a_resumed_run_goes_on_to_the_bit(name, mnist, tmp_path):
+    run = objective_run(name, tmp_path, mnist)
+    straight = train(run, tmp_path / "straight")
+    stopped = train(run, tmp_path / "stopped", until=1)
+    train(run, stopped, resume=True)
+    a, b = load_file(straight / "last.safetensors"), load_file(stopped / "last.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    last = lines_of(straight)[-1]
+    assert math.isfinite(last["loss"]) and last["max_cond"] <= 1.1 + 1e-5
+    assert last["step"] == 8 * run.objective.steps_per_batch
+    assert ("robust_fall" in last) == (name != "clean")
+
+
+@pytest.mark.parametrize("name", ["trades-awp", "mart", "free", "distill-adaad"])
+def test_objectives_train_in_bfloat16(name, mnist, tmp_path):
+    run = objective_run(name, tmp_path, mnist, precision="bfloat16", epochs=1, average=0.9)
+    assert math.isfinite(lines_of(train(run, tmp_path / "run"))[-1]["loss"])
+
+
+def test_free_shows_each_batch_as_often_as_it_is_replayed(mnist, tmp_path, monkeypatch):
+    seen, plain = [], Free.__call__
+
+    def spy(self, model, x, y, **options):
+        seen.append(x.sum().item())
+        return plain(self, model, x, y, **options)
+
+    monkeypatch.setattr(Free, "__call__", spy)
+    run = tiny_run(mnist, objective=Free(eps=0.05, replays=3), epochs=2)
+    folder = train(run, tmp_path / "run")
+    stream = Stream(split(run.data.load("train"), 0.25, run.seed)[0], run.batch_size, run.seed)
+    assert seen == [stream.batch(t // 3)[0].sum().item() for t in range(2 * 4 * 3)]
+    delta = load_checkpoint(folder / "checkpoint.safetensors").objective["delta"]
+    assert delta.shape == (15, 1, 28, 28) and 0 < delta.abs().max() <= 0.05 + 1e-7
+
+
+def test_a_rate_schedule_ends_with_the_training_however_often_batches_are_replayed(mnist, tmp_path):
+    run = tiny_run(mnist, objective=Free(replays=3), schedule=Cosine(), log_every=1)
+    rates = [line["lr"] for line in lines_of(train(run, tmp_path / "run")) if "epoch" not in line]
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * t / 24)) / 2 for t in range(24)])
+
+
+def test_a_distillation_without_a_teacher_is_refused_before_anything_is_written(mnist, tmp_path):
+    refused(lambda: train(tiny_run(mnist, objective=Distill()), tmp_path / "a"), "distill.teacher is empty")
+    missing = Distill(teacher=str(tmp_path / "none"))
+    refused(lambda: train(tiny_run(mnist, objective=missing), tmp_path / "b"), "no file", "train first")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_free_is_refused_for_several_processes(mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr("ironrank.training.held.process", lambda: (0, 2))
+    refused(lambda: train(tiny_run(mnist, objective=Free()), tmp_path / "run"), "'free'", "one process")
+
+
 # ---- an earlier stage
 
 
@@ -398,6 +464,7 @@ def test_runs_survive_json(mnist):
         tiny_run(mnist, method=case.low, start=tiny_run(mnist), objective=Madry(attack=attack, label_smoothing=0.1))
         for case in METHOD_CASES.values() for attack in ATTACK_CASES.values()
     ]  # fmt: skip
+    runs += [tiny_run(mnist, objective=case.make(0.1), average=0.9) for case in OBJECTIVE_CASES.values()]
     runs += [tiny_run(mnist, model=ResNet18(width=0.1), start="somewhere", schedule=Cosine(warmup=0.1))]
     runs += [tiny_run(mnist, method=CondLR(ranks={"a": 3}, exclude=("b",), taus={"c": 0.5}))]
     for run in runs:
