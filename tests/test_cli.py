@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import ironrank
 from ironrank import catalog, cli, console, verbs
+from ironrank.artifact import load_model
+from ironrank.attacks import FGSM
 from ironrank.cli import app, main
 from ironrank.config import build_run
+from ironrank.data import MNIST
 from ironrank.files import plain_json, read_json, read_lines
+from ironrank.linalg import condition_number
+from ironrank.methods import CondLR
+from ironrank.objectives import Madry
 from ironrank.recipes import RECIPES
 from ironrank.settings import encode
+from ironrank.surgery import deploy, factored_layers
 from ironrank.training import decode_run, loop
 
 LENET = "condlr/lenet5-mnist"
@@ -291,6 +300,88 @@ def test_compress_starts_from_the_dense_run(run, trained: Path, tmp_path: Path) 
 def test_compress_names_its_folder_after_the_method(run, trained: Path) -> None:
     code, out, _ = run("compress", trained / "dense", "--method", "condlr", "--quiet")
     assert code == 0 and out.startswith(str(trained / "dense-condlr"))
+
+
+CSTAR = ("--method", "cstar", "--budget", "params=4x", "--set", "method.last=low-rank", "--set", "epochs=3")
+
+
+def test_compress_to_a_budget_fine_tunes_what_is_left(run, trained: Path, tmp_path: Path) -> None:
+    code, out, _ = run("compress", trained / "dense", *CSTAR, "--out", tmp_path / "a", "--json")
+    assert (code, json.loads(out)["folder"]) == (0, str(tmp_path / "a"))
+    made = decode_run(read_json(tmp_path / "a" / "run.json"))
+    assert (made.method.name, made.epochs, made.start.method.name, made.start.epochs) == (
+        "dense",
+        1,
+        "cstar",
+        2,
+    )
+    assert (made.start.method.budget, made.start.start) == ("params=4x", str(trained / "dense"))
+    small, whole = load_model(tmp_path / "a"), load_model(trained / "dense")
+    sizes = [sum(p.numel() for p in deploy(net).parameters()) for net in (small, whole)]
+    assert factored_layers(small) and sizes[0] <= sizes[1] / 4
+
+
+def test_compress_with_a_condition_keeps_it(run, trained: Path, tmp_path: Path) -> None:
+    options = (*CSTAR, "--set", "method.form=channel", "--condition", 0.5, "--out", tmp_path / "a", "--quiet")
+    assert run("compress", trained / "dense", *options)[0] == 0
+    made = decode_run(read_json(tmp_path / "a" / "run.json"))
+    assert (made.method, made.start.method.form) == (CondLR(tau=0.5), "channel")
+    layers = factored_layers(load_model(tmp_path / "a"))
+    assert layers and all(condition_number(layer.S.detach()) <= 1.5 + 1e-4 for _, layer in layers)
+
+
+@pytest.mark.parametrize("method", ["cstar", "svd"])
+def test_a_dry_run_shows_the_ranks_and_writes_nothing(
+    run, trained: Path, tmp_path: Path, method: str
+) -> None:
+    before = sorted(trained.rglob("*"))
+    words = CSTAR if method == "cstar" else ("--method", "svd", "--set", "method.keep=0.25")
+    code, out, err = run("compress", trained / "dense", *words, "--dry-run", "--out", tmp_path / "a")
+    assert (code, err) == (0, "") and "fc1" in out and "rank" in out
+    assert ("params=4x: at most" in out) == (method == "cstar")
+    assert (
+        json.loads(run("compress", trained / "dense", *words, "--dry-run", "--json")[1])["plan"] + "\n" == out
+    )
+    assert sorted(trained.rglob("*")) == before and not (tmp_path / "a").exists()
+    assert run("compress", trained / "dense", "--method", "dense", "--dry-run")[2].startswith(
+        "error: method dense"
+    )
+
+
+def test_compress_a_saved_net(run, trained: Path, mnist: str, tmp_path: Path) -> None:
+    saved = ironrank.save(load_model(trained / "dense"), tmp_path / "saved")
+    code, _, err = run("compress", saved, "--method", "uv")
+    assert (
+        code == 2
+        and err.startswith(f"error: {saved} comes without a run.json: say data=")
+        and err.count("\n") == 1
+    )
+    known = sets("data=mnist", "model=lenet5", "model.width=0.25", "epochs=1")[4:]  # not those of a recipe
+    assert (
+        run(
+            "compress", saved, "--method", "uv", *known, "--set", "batch_size=32", "--data", mnist, "--quiet"
+        )[0]
+        == 0
+    )
+    made = decode_run(read_json(tmp_path / "saved-uv" / "run.json"))
+    assert (made.start, made.method.name) == (str(saved), "uv")
+
+
+def test_compress_a_module_of_ones_own(mnist: str, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(784, 60), torch.nn.ReLU(), torch.nn.Linear(60, 10)
+    )
+    settings = {"data": MNIST(folder=mnist, validation=0.25), "objective": Madry(attack=FGSM(eps=0.1)), "epochs": 2,
+                "validate": FGSM(eps=0.1), "batch_size": 16}  # fmt: skip
+    overrides = ["method.first=low-rank"]
+    result = ironrank.compress(net, "cstar", overrides, budget="params=4x", out=tmp_path / "a", **settings)
+    assert (result["epochs"], result["epochs_planned"]) == (1, 1)
+    small = load_model(tmp_path / "a", model=copy.deepcopy(net))
+    assert not factored_layers(net) and factored_layers(small)
+    assert sum(p.numel() for p in deploy(small).parameters()) <= 47710 / 4
+    saved = ironrank.save(net, tmp_path / "saved")
+    ironrank.compress(saved, "uv", out=tmp_path / "b", model=net, **settings)
+    assert factored_layers(load_model(tmp_path / "b", model=copy.deepcopy(net)))
 
 
 # ---- evaluate and report
