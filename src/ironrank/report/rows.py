@@ -83,16 +83,23 @@ class Layer:
     name: str
     kind: str
     shape: tuple[int, ...]
-    rank: int | None
-    full_rank: int | None
+    rank: tuple[int, ...]  # one number, two for a Tucker-2 layer, none where it is not known
+    full_rank: tuple[int, ...]
     cond: float | None
     orthonormality_error: float | None
     singular_values: tuple[float, ...]
 
     @property
+    def share(self) -> float | None:
+        """The rank as a fraction of the full one, for two ranks their geometric mean; None where it is not known."""
+        if not self.rank or len(self.rank) != len(self.full_rank) or not all(self.full_rank):
+            return None
+        return (math.prod(self.rank) / math.prod(self.full_rank)) ** (1 / len(self.rank))
+
+    @property
     def factored(self) -> bool:
         """Whether the layer holds factors or has lost rank."""
-        short = self.rank is not None and self.full_rank is not None and self.rank < self.full_rank
+        short = any(r < full for r, full in zip(self.rank, self.full_rank, strict=False))
         return short or self.orthonormality_error is not None or "factored" in self.kind.lower()
 
 
@@ -264,14 +271,19 @@ def _layer(item: Mapping[str, Any]) -> Layer:
         name=text.clean(item.get("name") or text.DASH),
         kind=text.clean(item.get("kind") or text.DASH),
         shape=tuple(text.whole(side) or 0 for side in shape) if isinstance(shape, list) else (),
-        rank=text.whole(item.get("rank")),
-        full_rank=text.whole(item.get("full_rank")),
+        rank=_wholes(item.get("rank")),
+        full_rank=_wholes(item.get("full_rank")),
         cond=_cond(item, "cond"),
         orthonormality_error=text.number(item.get("orthonormality_error")),
         singular_values=tuple(
             sorted((s for s in numbers if s is not None and math.isfinite(s)), reverse=True)
         ),
     )
+
+
+def _wholes(value: object) -> tuple[int, ...]:
+    found = [text.whole(part) for part in (value if isinstance(value, list | tuple) else [value])]
+    return () if None in found else tuple(part for part in found if part is not None)
 
 
 def _cond(item: Mapping[str, Any], key: str) -> float | None:

@@ -91,21 +91,25 @@ def ranks(rows: Sequence[Row]) -> Plate | None:
     height = 52 + len(names) * (12 + 7.5 * len(drawn))
     svg = draw("ranks", partial(_rank_axes, drawn=drawn, names=names), 380, height)
     found = [
-        f"{name}: {', '.join(f'{layer.name} {layer.rank}' for layer in layers)}" for _, name, layers in drawn
+        f"{name}: {', '.join(f'{layer.name} {text.counts(layer.rank)}' for layer in layers)}"
+        for _, name, layers in drawn
     ]
     panel = Panel("", f"Dot chart of ranks. {'; '.join(found)}.", svg)
-    caption = "Rank of every factored layer in percent of its full rank, layers from input (top) to output."
+    caption = (
+        "Rank of every factored layer in percent of its full rank (of two ranks the geometric mean), layers from input "
+        "(top) to output."
+    )
     return Plate("ranks", "Ranks of the layers", caption, (panel,), legend((i, name) for i, name, _ in drawn))
 
 
 def _factored(row: Row) -> list[Layer]:
-    return [layer for layer in row.layers if layer.factored and layer.rank and layer.full_rank]
+    return [layer for layer in row.layers if layer.factored and layer.share]
 
 
 def _rank_axes(axes: Axes, drawn: list[tuple[int, str, list[Layer]]], names: list[str]) -> None:
     step = 0.66 / len(drawn)
     for place, (i, _, layers) in enumerate(drawn):
-        shares = [100 * (layer.rank or 0) / (layer.full_rank or 1) for layer in layers]
+        shares = [100 * (layer.share or 0) for layer in layers]
         heights = [names.index(layer.name) + step * (place - (len(drawn) - 1) / 2) for layer in layers]
         look = style(i)
         axes.hlines(heights, 0, shares, colors=look.colour, linewidth=1.2, alpha=0.5)

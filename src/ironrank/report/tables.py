@@ -123,7 +123,7 @@ def _layer(layer: Layer) -> tuple[Cell, ...]:
         Cell(layer.name),
         Cell(layer.kind),
         Cell(text.shape(layer.shape)),
-        Cell(text.count(layer.rank), "" if layer.full_rank is None else f"of {text.count(layer.full_rank)}"),
+        Cell(text.counts(layer.rank), f"of {text.counts(layer.full_rank)}" if layer.full_rank else ""),
         Cell(text.significant(layer.cond)),
         Cell(text.significant(layer.orthonormality_error)),
     )

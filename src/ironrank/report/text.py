@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 DASH = "\u2013"  # not measured
@@ -46,6 +46,11 @@ def plain(value: Any) -> Any:
 def count(value: float | None) -> str:
     """Return a whole number in groups of three digits, or a dash."""
     return DASH if value is None else f"{value:,.0f}".replace(",", _GAP)
+
+
+def counts(values: Sequence[int]) -> str:
+    """Return whole numbers with a times sign between them, such as the two ranks of a layer, or a dash for none."""
+    return f" {TIMES} ".join(map(count, values)) or DASH
 
 
 def percent(fraction: float | None) -> str:
