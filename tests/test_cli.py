@@ -215,7 +215,14 @@ def test_train_json_is_all_that_is_on_stdout(run, mnist: str, tmp_path: Path) ->
     (line,) = read_lines(tmp_path / "a" / "metrics.jsonl")
     assert (code, result) == (
         0,
-        {"folder": str(tmp_path / "a"), "best": line, "epochs": 1, "epochs_planned": 1},
+        {
+            "folder": str(tmp_path / "a"),
+            "best": line,
+            "epochs": 1,
+            "epochs_planned": 1,
+            "finished": True,
+            "events": [],
+        },
     )
     assert "epoch 1" in err
 
@@ -277,6 +284,17 @@ def test_the_best_epoch_is_the_one_whose_weights_are_kept(tmp_path: Path, monkey
     )
     (tmp_path / "metrics.jsonl").unlink()
     assert verbs.outcome(tmp_path)["best"] is None
+
+
+def test_the_outcome_says_what_guards_saw_and_that_patience_ended(tmp_path: Path) -> None:
+    lines = [{"epoch": 1}, {"event": "robust overfitting", "at_epoch": 2, "robust_fall": 0.1}, {"epoch": 2}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps(encode(RECIPES[LENET](epochs=5))), encoding="utf-8")
+    result = verbs.outcome(tmp_path)
+    assert result["events"] == [lines[1]] and not result["finished"]
+    assert "robust overfitting in epoch 2; 2 of 5 epochs done: go on" in console.outcome(result)
+    (tmp_path / "last.safetensors").write_bytes(b"")
+    assert console.outcome(verbs.outcome(tmp_path)).endswith("2 of 5 epochs done: out of patience")
 
 
 # ---- compress

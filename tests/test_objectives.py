@@ -203,6 +203,41 @@ def test_a_wrong_batch_is_refused(name, bad):
         OBJECTIVE_CASES[name].make()(lambda x: x, bad, torch.zeros(2, dtype=torch.int64), memory=memory)
 
 
+# ---- what a step costs (the table of docs/objectives.md)
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.passes = nn.Linear(16, 3), [0, 0]
+
+    def forward(self, x):
+        self.passes[0] += 1
+        out = self.layer(x.flatten(1))
+        if out.requires_grad:
+            out.register_hook(self.count)
+        return out
+
+    def count(self, gradient):
+        self.passes[1] += 1
+
+
+TEN = PGD(steps=10, keep="last")
+
+
+@pytest.mark.parametrize("objective, student, teacher", [
+    (Clean(), [1, 1], [0, 0]), (Free(), [1, 1], [0, 0]), (Madry(attack=NFGSM()), [2, 2], [0, 0]),
+    (Madry(attack=TEN), [11, 11], [0, 0]), (Madry(attack=PGD(steps=10)), [13, 11], [0, 0]),
+    (Mart(attack=TEN), [12, 12], [0, 0]), (Trades(attack=TEN), [13, 12], [0, 0]),
+    (Distill(attack=TEN), [12, 12], [1, 0]), (Distill(attack=TEN, style="adaad"), [11, 11], [12, 10]),
+    (Madry(attack=TEN, awp=0.01), [12, 12], [0, 0]), (Trades(attack=TEN, awp=0.01), [15, 14], [0, 0]),
+])  # fmt: skip
+def test_forward_and_backward_passes(objective, student, teacher):
+    net, guide, (x, y) = Counted(), Counted().requires_grad_(False), batch()
+    objective(net, x, y, memory=Memory(teacher=guide)).backward()
+    assert (net.passes, guide.passes) == (student, teacher)
+
+
 # ---- slow twins: numpy, float64, one sample after the other, gradients by central differences
 
 

@@ -165,7 +165,7 @@ def outcome(result: Mapping[str, Any]) -> str:
         result: Its return value.
 
     Returns:
-        The folder, the best epoch, and how to go on where epochs are left.
+        The folder, the best epoch, what guards saw, and how to go on where epochs are left.
     """
     parts, best = [str(result["folder"])], result["best"]
     if best is not None:
@@ -173,8 +173,10 @@ def outcome(result: Mapping[str, Any]) -> str:
         parts.append(
             f"best epoch {best['epoch']}: " + (", ".join(scores) or "the last, for want of validation")
         )
+    parts += [f"{event['event']} in epoch {event['at_epoch']}" for event in result["events"]]
     if result["epochs"] < result["epochs_planned"]:
-        parts.append(f"{result['epochs']} of {result['epochs_planned']} epochs done: go on with --resume")
+        done = f"{result['epochs']} of {result['epochs_planned']} epochs done"
+        parts.append(f"{done}: {'out of patience' if result['finished'] else 'go on with --resume'}")
     return "; ".join(parts)
 
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ironrank.artifact import WHICH
 from ironrank.audit import evaluate_folder
 from ironrank.compression import compress_run
 from ironrank.config import parse
@@ -104,13 +105,17 @@ def outcome(folder: Path | str) -> dict[str, Any]:
 
     Returns:
         ``folder``; ``best``, the line of metrics.jsonl of the epoch whose weights were kept, or None before
-        the first; ``epochs`` done and ``epochs_planned``.
+        the first; ``epochs`` done and ``epochs_planned``; whether it is ``finished``; and ``events``, the lines of
+        metrics.jsonl in which a guard says what it saw or did.
     """
     folder = Path(folder)
-    epochs = [line for line in read_lines(folder / LOG) if "epoch" in line]
+    lines = read_lines(folder / LOG)
+    epochs = [line for line in lines if "epoch" in line]
     best = max(epochs, key=_score, default=None)
     planned = decode_run(read_json(folder / "run.json")).epochs
-    return {"folder": str(folder), "best": best, "epochs": len(epochs), "epochs_planned": planned}
+    events, finished = [line for line in lines if "event" in line], (folder / WHICH["last"]).is_file()
+    return {"folder": str(folder), "best": best, "epochs": len(epochs), "epochs_planned": planned,
+            "finished": finished, "events": events}  # fmt: skip
 
 
 def _score(line: dict[str, Any]) -> tuple[float, float, int]:
