@@ -21,11 +21,12 @@ from ironrank.attacks import FGSM, FGSMRS, NFGSM, PGD, Attack
 from ironrank.data import MNIST
 from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank
 from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
-from ironrank.methods import SVD, UV, CondLR, Dense, Method
+from ironrank.methods import CSTAR, SVD, UV, CondLR, Dense, Method
 from ironrank.models import LeNet5
 from ironrank.objectives import Clean, Distill, Free, Madry, Mart, Memory, Objective, Trades
 from ironrank.optim import SGD, Optimizer
-from ironrank.surgery import factored_layers
+from ironrank.ranks import parse_budget
+from ironrank.surgery import deploy, factored_layers
 from ironrank.training import Run, train
 
 # ---- layers: what a dense layer is made with, and the shape of an input
@@ -200,6 +201,13 @@ def holds_band(model: nn.Module, method: Any) -> None:
         assert condition_number(layer.matrix().detach(), layer.U.shape[1]) <= 1 + method.tau_of(name) + 1e-5
 
 
+def holds_budget(model: nn.Module, method: Any) -> None:
+    """CSTAR: dense until the end, and then within the budget."""
+    if factored_layers(model):
+        before, after = (sum(p.numel() for p in deploy(model, dense=d).parameters()) for d in (True, None))
+        assert after <= parse_budget(method.budget).limit(before)
+
+
 _ALL = {"keep": 1.0, "first": "full-rank", "last": "full-rank"}
 
 METHOD_CASES: dict[str, MethodCase] = {
@@ -207,6 +215,9 @@ METHOD_CASES: dict[str, MethodCase] = {
     "svd": MethodCase(SVD(**_ALL), SVD(keep=0.5), holds_rank),
     "uv": MethodCase(UV(**_ALL), UV(keep=0.5), holds_rank),
     "condlr": MethodCase(CondLR(**_ALL), CondLR(keep=0.5), holds_band, moves_at_init=True),
+    "cstar": MethodCase(
+        CSTAR(budget="params=1x"), CSTAR(budget="params=2x", rho=0.1, every=2, choose=2), holds_budget
+    ),
 }
 
 # ---- a problem that every method can learn in a moment

@@ -25,7 +25,7 @@ from ironrank.methods import METHODS, SVD, UV, CondLR, Method
 from ironrank.methods.lowrank import ENDS
 from ironrank.optim import SGD, AdamW, Optimizer
 from ironrank.settings import setting
-from ironrank.surgery import factored_layers, factorize, weighted_layers
+from ironrank.surgery import deploy, factored_layers, factorize, weighted_layers
 from ironrank.training import train
 
 each = pytest.mark.parametrize("name", METHOD_CASES)
@@ -57,7 +57,8 @@ def unchanged(method: Method, tolerance: float = 1e-5) -> bool:
 @each
 def test_prepare_at_full_rank_changes_no_output(name):
     assert unchanged(METHOD_CASES[name].full)
-    assert unchanged(METHODS[name]()) == (name == "dense"), "at the default rank something is cut off"
+    stays = name in ("dense", "cstar")  # CSTAR cuts off at the end
+    assert unchanged(METHODS[name]()) == stays, "at the default rank something is cut off"
 
 
 @pytest.mark.parametrize("kind", [UV, SVD, CondLR])
@@ -146,6 +147,14 @@ def assert_same_run(one: Path, other: Path, tolerance: float = 0.0) -> None:
         assert metrics(one) == metrics(other)
 
 
+def assert_same_weights(one: Path, other: Path) -> None:
+    """For factors that are made at the end: where singular values are close, they may turn, and the weights may not."""
+    for which in ("best", "last"):
+        a, b = (deploy(load_model(folder, which), dense=True).state_dict() for folder in (one, other))
+        assert a.keys() == b.keys() and all((a[key] - b[key]).abs().max() <= 1e-5 for key in a)
+    assert (one / "layout.json").read_text() == (other / "layout.json").read_text()
+
+
 def stopped_and_resumed(run, folder: Path) -> tuple[Path, Path]:
     """Train straight through, and once more with a stop after every epoch."""
     straight = train(run, folder / "straight")
@@ -194,7 +203,10 @@ def two_processes(mnist, tmp_path_factory) -> Path:
 def test_two_processes_agree_with_one(name, two_processes, mnist, tmp_path):
     """The same global batches, of 8 and 7, and of 2 and 1 images."""
     alone = train(tiny_run(mnist, method=METHOD_CASES[name].low, epochs=1), tmp_path / "one")
-    assert_same_run(alone, two_processes / name, tolerance=1e-5)
+    if name == "cstar":
+        assert_same_weights(alone, two_processes / name)
+    else:
+        assert_same_run(alone, two_processes / name, tolerance=1e-5)
 
 
 # DEFECT training/loop.py, train: the first process writes run.json before the second has looked whether there is one,

@@ -105,3 +105,76 @@ class CondLRTwin:
             self.V[k] = sign_fixed_qr(V - self.lr * dV)
             self.S[k] = into_band(S - self.lr * dS, self.tau, self.centre)
             self.bias[k] = self.bias[k] - self.lr * self.direction(f"b{k}", gb[k])
+
+
+def truncated(W: Array, rank: int) -> Array:
+    """Nearest matrix of a rank, by the SVD."""
+    P, s, Qt = np.linalg.svd(W, full_matrices=False)
+    return P[:, :rank] @ np.diag(s[:rank]) @ Qt[:rank]
+
+
+def left_vectors(M: Array, rank: int) -> Array:
+    """Leading left singular vectors."""
+    return np.linalg.svd(M)[0][:, :rank]
+
+
+@dataclass
+class CSTARTwin:
+    """ADMM with SGD at given forms and ranks; a weight is a matrix or a kernel (n, c, k_h, k_w)."""
+
+    loss: Loss
+    W: list[Array]
+    bias: list[Array]
+    ranks: list[tuple]  # (form, rank) of each layer
+    rho: float
+    growth: float
+    rho_max: float
+    every: int
+    lr: float
+    steps: int = 0
+    V: dict[int, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.Y = [np.zeros_like(W) for W in self.W]
+        self.Z = [self.project(k, W) for k, W in enumerate(self.W)]
+
+    def project(self, k: int, W: Array) -> Array:
+        """Projection of layer k's weight on its form and rank; Tucker-2 starts from its last input basis."""
+        form, rank = self.ranks[k]
+        if form == "dense":
+            return W
+        if form == "channel":
+            return truncated(W.reshape(len(W), -1), rank).reshape(W.shape)
+        if form == "spatial":
+            n, c, high, wide = W.shape
+            matrix = truncated(W.transpose(0, 3, 1, 2).reshape(n * wide, c * high), rank)
+            return matrix.reshape(n, wide, c, high).transpose(0, 2, 3, 1)
+        return self.alternate(k, W, rank)
+
+    def alternate(self, k: int, W: Array, rank: tuple[int, int]) -> Array:
+        """One sweep from the last basis, or two from the left vectors of the unfolding by input channels."""
+        sweeps, (n, c) = 1 if k in self.V else 2, W.shape[:2]
+        V = self.V.get(k, left_vectors(np.moveaxis(W, 1, 0).reshape(c, -1), rank[1]))
+        for _ in range(sweeps):
+            U = left_vectors(np.einsum("ncij,cs->nsij", W, V).reshape(n, -1), rank[0])
+            inner = np.einsum("ncij,nr->rcij", W, U)
+            V = left_vectors(np.moveaxis(inner, 1, 0).reshape(c, -1), rank[1])
+        self.V[k] = V
+        return np.einsum("ncij,nm,cd->mdij", W, U @ U.T, V @ V.T)
+
+    def step(self) -> None:
+        """One step of all layers; at every so many, targets, duals and rho."""
+        W, b = ([torch.tensor(v, requires_grad=True) for v in values] for values in (self.W, self.bias))
+        gradients = [g.numpy() for g in torch.autograd.grad(self.loss(W, b), [*W, *b])]
+        for k, (form, _) in enumerate(self.ranks):
+            apart = self.W[k] - self.Z[k] + self.Y[k]
+            self.W[k] = self.W[k] - self.lr * (gradients[k] + (0 if form == "dense" else self.rho) * apart)
+            self.bias[k] = self.bias[k] - self.lr * gradients[len(W) + k]
+        self.steps += 1
+        if self.steps % self.every == 0:
+            rho = min(self.rho * self.growth, self.rho_max)
+            for k, weight_ in enumerate(self.W):
+                shifted = weight_ + self.Y[k]
+                self.Z[k] = self.project(k, shifted)
+                self.Y[k] = (shifted - self.Z[k]) * self.rho / rho
+            self.rho = rho

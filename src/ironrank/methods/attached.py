@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,6 @@ from ironrank.surgery import factored_layers
 _PATIENCE = 20  # training forwards without one optimizer step before the warning
 
 
-class Tangential(Protocol):
-    """A method that acts before and after the optimizer's step."""
-
-    def constrain(self, model: nn.Module) -> None:
-        """Bring the factors into the constraint set."""
-
-    def project(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
-        """Make the gradients tangent."""
-
-    def retract(self, model: nn.Module, before: dict[int, Tensor], t: int) -> None:
-        """Bring the factors back after the step."""
-
-
 class Attached:
     """A method at work in a user's own loop.
 
@@ -34,7 +21,8 @@ class Attached:
         steps: How many optimizer steps it has accompanied.
 
     Args:
-        method: The method.
+        method: The method: ``constrain(model)`` at the start, ``project(model, optimizer)`` before each step and
+            ``retract(model, before, t)`` after it.
         model: A model whose layers hold factors with a core.
         optimizer: Any torch optimizer that holds these factors.
 
@@ -42,12 +30,12 @@ class Attached:
         IronrankError: If the model has no such layer or the optimizer does not hold its factors.
     """
 
-    def __init__(self, method: Tangential, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        _check(model, optimizer)
+    def __init__(self, method: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.steps, self._forwards, self._warned = 0, 0, False
         self._method, self._model = method, model
+        self._check(model, optimizer)
         self._before: dict[int, Tensor] = {}
-        method.constrain(model)
+        self._begin()
         self._hooks: list[Any] = [
             optimizer.register_step_pre_hook(self._on_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -68,6 +56,21 @@ class Attached:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
+    # What a method does: a sub-class for methods of another kind replaces these four.
+
+    def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        _check_cores(model, optimizer)
+
+    def _begin(self) -> None:
+        self._method.constrain(self._model)
+
+    def _ahead(self, optimizer: torch.optim.Optimizer) -> None:
+        self._before = self._method.project(self._model, optimizer)
+
+    def _behind(self) -> None:
+        self._method.retract(self._model, self._before, self.steps)
+        self._before = {}
+
     def _on_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         given = [
             value for value in (*args, kwargs.get("closure")) if value is not None and value is not optimizer
@@ -76,11 +79,10 @@ class Attached:
             raise IronrankError(
                 "attach works with optimizer.step() without a closure: compute the gradients before it"
             )
-        self._before = self._method.project(self._model, optimizer)
+        self._ahead(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self._method.retract(self._model, self._before, self.steps)
-        self._before = {}
+        self._behind()
         self.steps += 1
 
     def _on_forward(self, model: nn.Module, args: tuple) -> None:
@@ -98,7 +100,50 @@ class Attached:
             )
 
 
-def _check(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+class AttachedADMM(Attached):
+    """A method that pulls dense weights towards targets, at work in a user's own loop.
+
+    Attributes:
+        steps: How many optimizer steps it has accompanied.
+        state: The targets and all else that the method keeps; for its ``watch``.
+
+    Args:
+        method: The method, such as CSTAR.
+        model: A dense model.
+        optimizer: Any torch optimizer that holds the weights that get targets.
+
+    Raises:
+        IronrankError: If it does not hold one of them.
+    """
+
+    state: dict[str, Tensor]
+
+    def finish(self) -> nn.Module:
+        """Detach, and give the model its final form.
+
+        Returns:
+            The model, within the budget; make a new optimizer to train it on.
+        """
+        self.remove()
+        return self._method.finish(self._model, self.state)
+
+    def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name in self._method.names(model):
+            if id(model.get_submodule(name).weight) not in held:
+                raise IronrankError(f"attach: the optimizer does not hold the weight of layer '{name}'")
+
+    def _begin(self) -> None:
+        self.state = self._method.init(self._model)
+
+    def _ahead(self, optimizer: torch.optim.Optimizer) -> None:
+        self._method.ahead(self._model, self.state)
+
+    def _behind(self) -> None:
+        self._method.behind(self._model, self.state, self.steps)
+
+
+def _check_cores(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     layers = [(name, layer) for name, layer in factored_layers(model) if layer.S is not None]
     if not layers:
         raise IronrankError(
