@@ -147,9 +147,7 @@ def compress(
     ] = None,
     condition: Annotated[
         float | None,
-        typer.Option(
-            "--condition", metavar="TAU", min=0, help="Fine-tune cstar's net by CondLR at this tau."
-        ),
+        typer.Option("--condition", metavar="TAU", min=0, help="Fine-tune by CondLR at this tau (cstar)."),
     ] = None,
     overrides: Overrides = None,
     data: Data = None,
@@ -231,9 +229,7 @@ def export(folder: Folder) -> None:
     Raises:
         IronrankError: Always.
     """
-    raise IronrankError(
-        f"export of {folder}: not built yet; load it in Python with ironrank.artifact.load_model"
-    )
+    raise IronrankError(f"export of {folder}: not built yet; in Python, ironrank.load_model gives the net")
 
 
 @app.command()
