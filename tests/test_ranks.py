@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -36,6 +37,7 @@ from ironrank.ranks.cost import COSTS, DENSE, count_bytes, count_macs, count_par
 from ironrank.ranks.latency import measure, median_ms, thin
 from ironrank.ranks.menu import matrix_errors, tucker_errors
 from ironrank.ranks.weighting import patches
+from ironrank.surgery import deploy, factored_layers, factorize, plan
 
 whole = torch.float64
 GRAY, COLOR = DataSpec((1, 28, 28), 10, (0.5,), (0.25,)), DataSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)
@@ -363,6 +365,91 @@ def test_what_is_out_of_reach_is_said():
     assert given.by_name["0"].rank == 7 and given.after == 1400 + 100 + 1010
 
 
+# ---- through surgery
+
+
+@pytest.mark.parametrize("form", ["channel", "spatial", "tucker2", "auto"])
+@pytest.mark.parametrize("budget", ["params=3x", "macs=2x"])
+def test_factorize_takes_a_budget(budget, form):
+    torch.manual_seed(0)
+    net, x = ResNet18(width=0.125).build(COLOR), torch.zeros(1, 3, 32, 32)
+    count = COUNTS[parse_budget(budget).cost]
+    before, chosen = count(net, x), plan(net, budget=budget, example=x, form=form, exclude=["conv1"])
+    assert factorize(net, budget=budget, example=x, form=form, exclude=["conv1"]) is net
+    after = count(deploy(net), x)
+    assert (
+        after == chosen.choice.after <= parse_budget(budget).limit(before) and chosen.choice.before == before
+    )
+    assert {n: layer.rank for n, layer in factored_layers(net)} == chosen.ranks
+    assert form == "auto" or set(chosen.forms.values()) <= {form, "channel"}
+    whys = {row.reason for row in chosen.rows if row.rank is None}
+    assert whys == {"excluded", "stays dense: under this budget no rank is worth it"}
+
+
+def test_a_plan_within_a_budget_shows_what_it_costs_and_keeps(capsys):
+    torch.manual_seed(0)
+    net = LeNet5(width=0.4).build(GRAY)
+    assert (
+        factorize(net, budget="params=5x", exclude=["conv1"], forms={"conv2": "tucker2"}, dry_run=True) is net
+    )
+    head, conv1, *_, fc2, blank, totals = capsys.readouterr().out.rstrip("\n").splitlines()
+    words = [
+        "layer",
+        "kind",
+        "shape",
+        "form",
+        "rank",
+        "of",
+        "kept",
+        "energy",
+        "params",
+        "of",
+        "dense",
+        "note",
+    ]
+    assert head.split() == words and blank == "" and totals.startswith("params=5x: at most")
+    assert conv1.endswith("excluded") and fc2.split()[-1].endswith("%")
+    assert not factored_layers(net)
+
+
+def test_budgets_with_given_ranks_minimum_ranks_and_multiples():
+    net = LeNet5(width=0.4).build(GRAY)
+    chosen = plan(net, budget="params=4x", form="tucker2", ranks={"conv2": (4, 3), "fc2": 2}, round_to=4)
+    assert chosen.ranks["conv2"] == (4, 3) and chosen.ranks["fc2"] == 2 and chosen.ranks["fc1"] % 4 == 0
+    assert plan(net, budget="params=4x", min_rank=9).ranks["fc1"] >= 9
+
+
+def test_factorize_projects_in_the_metric_of_the_inputs():
+    net, x = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 8)).double(), skewed(200, 12)
+    moments, W = second_moments(net, ["0"], [x]), net[0].weight.detach().clone()
+    losses = []
+    for seen in (None, moments):
+        small = factorize(copy.deepcopy(net), budget="params=1.5x", exclude=["1"], moments=seen)
+        losses.append((x @ (W - small[0].dense().detach()).mT).square().mean().item())
+    assert losses[1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"budget": "params=5x", "keep": 0.5}, "keep=0.5 and budget='params=5x': give one of them"),
+    ({"budget": "params=500x"}, "params=500x: the smallest this net can become is"),
+    ({"budget": "macs=2x"}, "budget='macs=2x' needs an example input"),
+    ({"budget": "params=5x", "form": "cp"}, "form='cp'"),
+    ({"budget": "params=5x", "ranks": {"fc1": 9999}}, "rank 9999 for layer 'fc1' in channel form"),
+    ({"budget": "params=5x", "ranks": {"fc9": 9}}, "no layer matches 'fc9'"),
+])  # fmt: skip
+def test_factorize_refuses_budgets_that_it_cannot_meet(options, words):
+    with pytest.raises(IronrankError, match=words) as error:
+        factorize(LeNet5(width=0.4).build(GRAY), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    net = LeNet5(width=0.4).build(GRAY)
+    net.fc1.weight.data[0, 0] = torch.nan
+    with pytest.raises(IronrankError, match="layer 'fc1' has weights that are not finite"):
+        plan(net, budget="params=5x")
+
+
 # ---- budgets as text
 
 
@@ -405,7 +492,7 @@ def test_latency_is_interpolated_between_what_was_measured():
     torch.manual_seed(0)
     net, x = LeNet5(width=0.4).build(GRAY), torch.zeros(2, 1, 28, 28)
     found = sites(net, ["conv2", "fc1"])
-    table = measure(net, found, "auto", x, timer=paced)
+    table = measure(net, found, dict.fromkeys(("conv2", "fc1"), "auto"), x, timer=paced)
     for site in found:
         for form in ("dense", *site.forms()):
             measured = table.times[site.name, form]

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ironrank.errors import IronrankError
+from ironrank.layers.forms import Rank
 from ironrank.ranks.budget import Budget, shown
 from ironrank.ranks.menu import Menu, Option
 
@@ -74,29 +75,52 @@ class Choice:
         """The option of each layer by its full name."""
         return {menu.name: option for menu, option in zip(self.menus, self.options, strict=True)}
 
+    @property
+    def cost(self) -> str:
+        """Name of what is counted."""
+        return self.budget.cost if self.budget else "cost"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Titles of `cells`."""
+        return "kept energy", self.cost, "of dense"
+
+    @property
+    def cells(self) -> dict[str, tuple[str, ...]]:
+        """For each layer by its full name: kept energy, cost, and its share of the dense layer's, as text."""
+        return {
+            menu.name: (
+                f"{menu.kept(option):.2%}",
+                shown(self.cost, option.cost),
+                f"{option.cost / menu.dense:.1%}" if menu.dense else "-",
+            )
+            for menu, option in zip(self.menus, self.options, strict=True)
+        }
+
+    @property
+    def totals(self) -> str:
+        """The budget, and the cost of the whole net before and after, in a sentence."""
+        asked = f"{self.budget.text}: at most {shown(self.cost, self.limit)}; " if self.budget else ""
+        after = f"{shown(self.cost, self.after)} after, {self.ratio:.2f}x smaller"
+        rest = f"{shown(self.cost, self.fixed)} outside of these layers"
+        return f"{asked}{shown(self.cost, self.before)} before, {after}, {rest}"
+
     def __str__(self) -> str:
         """Return the choice as a text table with totals."""
-        cost = self.budget.cost if self.budget else "cost"
-        head = ("layer", "form", "rank", "kept energy", cost, "of dense")
-        body = [_row(menu, option, cost) for menu, option in zip(self.menus, self.options, strict=True)]
-        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *body]
-        ]
-        return "\n".join([*lines, "", self._totals(cost)])
-
-    def _totals(self, cost: str) -> str:
-        asked = f"{self.budget.text}: at most {shown(cost, self.limit)}; " if self.budget else ""
-        after = f"{shown(cost, self.after)} after, {self.ratio:.2f}x smaller"
-        rest = f"{shown(cost, self.fixed)} outside of these layers"
-        return f"{asked}{shown(cost, self.before)} before, {after}, {rest}"
+        head = ("layer", "form", "rank", *self.columns)
+        body = [(n, o.form, _text(o.rank), *self.cells[n]) for n, o in self.by_name.items()]
+        return f"{table([head, *body])}\n\n{self.totals}"
 
 
-def _row(menu: Menu, option: Option, cost: str) -> tuple[str, ...]:
-    rank = "-" if option.rank is None else str(option.rank).strip("()").replace(", ", " x ")
-    of_dense = f"{option.cost / menu.dense:.1%}" if menu.dense else "-"
-    return menu.name, option.form, rank, f"{menu.kept(option):.2%}", shown(cost, option.cost), of_dense
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows of text as one text, in columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def _text(rank: Rank | None) -> str:
+    return "-" if rank is None else str(rank).strip("()").replace(", ", " x ")
 
 
 def choose(menus: Sequence[Menu], limit: float) -> tuple[list[Option], float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
@@ -34,6 +35,7 @@ def fit(
     budget: str,
     *,
     form: str = "auto",
+    forms: Mapping[str, str] | None = None,
     example: Any = None,
     weights: Mapping[str, Tensor] | None = None,
     min_rank: int = 1,
@@ -50,6 +52,7 @@ def fit(
         names: Full names of the layers that may become low-rank; all others stay and are counted.
         budget: Such as "params=8x"; see `ironrank.ranks.budget`.
         form: "channel", "spatial", "tucker2", or "auto" for the best of all, layer by layer.
+        forms: Form by full name, in place of ``form``.
         example: Input of the model, a batch, or a tuple of them; needed for macs (of the first example) and latency
             (of the batch as it is).
         weights: Weights to measure errors on, by name, in place of the model's own.
@@ -64,7 +67,7 @@ def fit(
         The choice; ``print(choice)`` shows it as a table.
 
     Raises:
-        IronrankError: If the budget is misspelled or cannot be reached, or an example is missing.
+        IronrankError: If the budget is misspelled or out of reach, an example is missing, or a weight is not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -73,19 +76,24 @@ def fit(
         (13, True)
     """
     parsed = parse_budget(budget)
-    check_wish(form)
+    wishes = dict.fromkeys(names, form) | dict(forms or {})
+    for wish in wishes.values():
+        check_wish(wish)
     if example is None and parsed.cost in ("macs", "latency"):
         raise IronrankError(
             f"budget={budget!r} needs an example input: pass example=x, a batch that the model takes"
         )
-    found = sites(model, names, example)
-    cost, before = _measured(model, found, parsed, form, example, timer)
+    found = sites(model, wishes, example)
+    cost, before = _measured(model, found, parsed, wishes, example, timer)
     pick, scale, roots = dict(ranks or {}), factors or {}, moments or {}
 
     def make(site: Site) -> Menu:
         weight: Any = model.get_submodule(site.name).weight if weights is None else weights[site.name]
-        return menu(site, weight, cost, form, min_rank=min_rank, round_to=round_to, rank=pick.get(site.name),
-                    factor=scale.get(site.name, 1.0), roots=roots.get(site.name))  # fmt: skip
+        if not bool(torch.isfinite(weight).all()):
+            raise IronrankError(f"layer '{site.name}' has weights that are not finite: no rank can be chosen")
+        name = site.name
+        return menu(site, weight, cost, wishes[name], min_rank=min_rank, round_to=round_to, rank=pick.get(name),
+                    factor=scale.get(name, 1.0), roots=roots.get(name))  # fmt: skip
 
     menus = tuple(side_by_side(make, found))
     dense = sum(float(cost(site, "dense", DENSE)[0]) for site in found)
@@ -93,11 +101,11 @@ def fit(
 
 
 def _measured(
-    model: nn.Module, found: list[Site], budget: Budget, form: str, example: Any, timer: Timer
+    model: nn.Module, found: list[Site], budget: Budget, wishes: Mapping[str, str], example: Any, timer: Timer
 ) -> tuple[Cost, float]:
     """Return the cost of a layer's forms, and that of the whole model."""
     if budget.cost == "latency":
-        return measure(model, found, form, example, timer=timer), timer(model, example)
+        return measure(model, found, wishes, example, timer=timer), timer(model, example)
     counts = {"params": lambda: count_params(model), "bytes": lambda: count_bytes(model),
               "macs": lambda: count_macs(model, example)}  # fmt: skip
     return COSTS[budget.cost], float(counts[budget.cost]())

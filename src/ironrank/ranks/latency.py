@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ class LatencyTable:
 def measure(
     model: nn.Module,
     sites: Iterable[Site],
-    form: str,
+    wishes: Mapping[str, str],
     example: Any,
     *,
     points: int = 5,
@@ -97,7 +97,7 @@ def measure(
     Args:
         model: The model, dense in these layers.
         sites: The layers.
-        form: Wished form, or "auto".
+        wishes: Wished form of each layer by name, or "auto".
         example: Input of the model as it will be used: latency depends on the size of the batch.
         points: Number of ranks to time for each form.
         timer: Times a call of a module, in milliseconds.
@@ -116,7 +116,7 @@ def measure(
 
         whole = params(site, "dense", np.zeros((1, 2), dtype=np.int64))
         found[site.name, "dense"] = Times(whole, np.array([total(layer)]))
-        for kind in site.forms(form):
+        for kind in site.forms(wishes[site.name]):
             pairs = _ladder(site, kind, points)
             times = np.array([total(thin(layer, kind, _rank(kind, pair))) for pair in pairs])
             found[site.name, kind] = Times(params(site, kind, pairs), np.maximum.accumulate(times))

@@ -13,6 +13,8 @@ from ironrank.errors import IronrankError, nearest
 from ironrank.layers import Rank, check_form, full_rank, natural_form
 from ironrank.linalg import side_by_side
 from ironrank.ranks.keep import keep_rank
+from ironrank.ranks.weighting import Moments
+from ironrank.surgery.budgeted import budgeted
 from ironrank.surgery.choose import WISHES, cheapest, last_match, rank_in
 from ironrank.surgery.find import candidates
 from ironrank.surgery.plans import Plan, Row
@@ -32,6 +34,11 @@ def plan(
     core: bool = True,
     form: str = "channel",
     forms: Mapping[str, str] | None = None,
+    budget: str | None = None,
+    example: Any = None,
+    min_rank: int = 1,
+    factors: Mapping[str, float] | None = None,
+    moments: Mapping[str, Moments] | None = None,
 ) -> Plan:
     """Say which layers `factorize` would replace, and why it would leave others alone. Changes nothing.
 
@@ -48,15 +55,24 @@ def plan(
             the form of fewest multiply-adds that keeps at least the energy that the channel form keeps at the asked
             rank, see `ironrank.surgery.choose.cheapest`. Linear and 1 x 1 layers have the channel form in any case.
         forms: Form by name pattern; it overrides ``form`` for the layers that match.
+        budget: Cost of the whole deployed net, such as "params=8x", in place of ``keep``: forms and ranks of all layers
+            are chosen together, and "auto" means the best form within it; see `ironrank.ranks.budget`.
+        example: Input of the model, for a budget of macs or latency.
+        min_rank: Smallest rank under a budget.
+        factors: Factors on the layers' errors under a budget, by full name; see `ironrank.ranks.sensitivity`.
+        moments: Second moments of the layers' inputs by full name, whose metric decides what is dropped, and how; see
+            `ironrank.ranks.second_moments`.
 
     Returns:
         The plan; ``print(plan)`` shows it as a table.
 
     Raises:
-        IronrankError: If a pattern matches no layer, keep is not in (0, 1], a rank is above the layer's, or a form is
-            unknown.
+        IronrankError: If a pattern matches no layer, keep is not in (0, 1], a rank is above the layer's, a form is
+            unknown, or the budget is out of reach.
     """
     keep_rank(keep, 1, round_to)
+    if budget is not None and keep != 1.0:
+        raise IronrankError(f"keep={keep:g} and budget={budget!r}: give one of them")
     include, exclude = None if include is None else list(include), list(exclude)
     ranks, forms, reasons = dict(ranks or {}), dict(forms or {}), untouchable(model)
     _check_names(model, [*ranks, *forms, *(include or []), *exclude])
@@ -66,11 +82,17 @@ def plan(
         name, layer = candidate
         if nn.parameter.is_lazy(layer.weight):
             return Row(name, type(layer).__name__, (), 0, None, "lazy: call the model once first")
-        wish = last_match(name, forms) or form
+        wish, given = (last_match(name, forms) or form), last_match(name, ranks)
+        if budget is not None:  # decides both, once it is known which layers are free
+            wish, given = "channel", None
         reason = reasons.get(name, "") or _left_out(name, layer, include, exclude) or _lacks(layer, wish)
-        return _row(name, layer, wish, reason, keep, last_match(name, ranks), round_to)
+        return _row(name, layer, wish, reason, keep, given, round_to)
 
-    return Plan(tuple(side_by_side(row, candidates(model))), core)
+    made = Plan(tuple(side_by_side(row, candidates(model))), core, moments=moments or {})
+    if budget is None:
+        return made
+    return budgeted(model, made, budget, ranks, forms, form=form, example=example, min_rank=min_rank,
+                    round_to=round_to, factors=factors)  # fmt: skip
 
 
 def _row(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ironrank.layers import Rank
+from ironrank.ranks.choose import Choice, table
+from ironrank.ranks.weighting import Moments
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,14 @@ class Plan:
     Attributes:
         rows: The layers.
         core: Whether layers held as a matrix get a core; Tucker-2 layers always have one.
+        choice: What a budget made of it, or None.
+        moments: Second moments of the inputs of layers by name, in whose metric they are projected.
     """
 
     rows: tuple[Row, ...]
     core: bool = True
+    choice: Choice | None = None
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, Rank]:
@@ -54,17 +61,20 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as a text table."""
-        head = ("layer", "kind", "shape", "form", "rank", "of", "note")
-        body = [
-            (r.name, r.kind, "x".join(map(str, r.shape)), "-" if r.rank is None else r.form,
-             "-" if r.rank is None else _text(r.rank), _text(r.full_rank), r.reason)
-            for r in self.rows
-        ]  # fmt: skip
-        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
-        ]
-        return "\n".join(lines)
+        head, cells = ("layer", "kind", "shape", "form", "rank", "of"), {}
+        more: tuple[str, ...] = ()
+        if self.choice is not None:
+            more, cells = self.choice.columns, self.choice.cells
+        body = [(*_cells(row), *cells.get(row.name, ("",) * len(more)), row.reason) for row in self.rows]
+        text = table([(*head, *more, "note"), *body])
+        return text if self.choice is None else f"{text}\n\n{self.choice.totals}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    stays = row.rank is None
+    rank = "-" if row.rank is None else _text(row.rank)
+    return (row.name, row.kind, "x".join(map(str, row.shape)), "-" if stays else row.form, rank,
+            _text(row.full_rank))  # fmt: skip
 
 
 def _text(rank: Rank) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from ironrank.errors import IronrankError
 from ironrank.layers import FACTORED, Factored, Rank, factored_kind
 from ironrank.linalg import side_by_side
+from ironrank.ranks.weighting import Moments, project
 from ironrank.surgery.find import replace
 from ironrank.surgery.planning import Pattern, check_finite, plan
 from ironrank.surgery.plans import Plan, Row
@@ -29,6 +30,11 @@ def factorize(
     core: bool = True,
     form: str = "channel",
     forms: Mapping[str, str] | None = None,
+    budget: str | None = None,
+    example: Any = None,
+    min_rank: int = 1,
+    factors: Mapping[str, float] | None = None,
+    moments: Mapping[str, Moments] | None = None,
     dry_run: bool = False,
 ) -> Net:
     """Replace layers by factored ones in place, starting from their weights (truncated SVD, or HOOI for Tucker-2).
@@ -45,6 +51,11 @@ def factorize(
         core: Whether layers held as a matrix get a core S (``U S V^T``) or not (``U V^T``).
         form: "channel", "spatial", "tucker2" or "auto", see `plan`.
         forms: Form by name pattern; it overrides ``form`` for the layers that match.
+        budget: Cost of the whole deployed net, such as "params=8x", in place of ``keep``; see `plan`.
+        example: Input of the model, for a budget of macs or latency.
+        min_rank: Smallest rank under a budget.
+        factors: Factors on the layers' errors under a budget, by full name; see `plan`.
+        moments: Second moments of the layers' inputs by full name, in whose metric weights are projected; see `plan`.
         dry_run: Print the plan and change nothing.
 
     Returns:
@@ -62,7 +73,8 @@ def factorize(
     if isinstance(model, tuple(FACTORED)):
         raise IronrankError("a bare layer cannot be replaced in place: pass nn.Sequential(layer)")
     chosen = plan(model, keep, include=include, exclude=exclude, ranks=ranks, round_to=round_to, core=core,
-                  form=form, forms=forms)  # fmt: skip
+                  form=form, forms=forms, budget=budget, example=example, min_rank=min_rank, factors=factors,
+                  moments=moments)  # fmt: skip
     if dry_run:
         print(chosen)  # what the caller asked for
         return model
@@ -84,7 +96,8 @@ def apply_plan(model: Net, chosen: Plan) -> Net:
     """
 
     def make(row: Row) -> Factored:
-        return _factored(row, model.get_submodule(row.name), chosen.core)
+        layer, seen = model.get_submodule(row.name), chosen.moments.get(row.name)
+        return _factored(row, layer if seen is None else _tilted(row, layer, seen), chosen.core)
 
     rows = [row for row in chosen.rows if row.rank is not None]
     for row, layer in zip(rows, side_by_side(make, rows), strict=True):
@@ -103,6 +116,14 @@ def _factored(row: Row, layer: Any, core: bool) -> Factored:
     for key, parameter in new.named_parameters():  # what was frozen stays frozen
         parameter.requires_grad_(getattr(layer, "bias" if key == "bias" else "weight").requires_grad)
     return new
+
+
+def _tilted(row: Row, layer: Any, seen: Moments) -> Any:
+    """Return a copy of a layer whose weight is already projected, in the metric of its inputs."""
+    check_finite(row.name, layer)
+    twin = copy.deepcopy(layer)
+    twin.weight.data.copy_(project(layer.weight, row.form, row.rank, seen[row.form]))
+    return twin
 
 
 def deploy(model: nn.Module, dense: bool | None = None) -> nn.Module:
