@@ -1,15 +1,20 @@
 """Cells of an experiment side by side: processes of one thread each take the cells that nobody has taken yet.
 
 A stopped experiment goes on where it was: finished cells are kept, a cell that was cut off resumes from its checkpoint.
+Stages that several cells start from are trained once, in the folder ``stages`` beside the cells.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from typing import Any
 import torch
 
 from ironrank.files import write_json
+from ironrank.settings import encode
 from ironrank.training import Run, train
 
 Cell = tuple[str, Run]
@@ -45,7 +51,7 @@ def run_all(
             if not options.no_train or (options.out / name / "last.safetensors").is_file():
                 _take(options.out / name, run, options.n, judge)
         return
-    for taken in options.out.glob("*.taken"):  # left behind by a run that was killed
+    for taken in options.out.rglob("*.taken"):  # left behind by a run that was killed
         shutil.rmtree(taken)
     command = [sys.executable, *sys.argv, "--worker"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -65,8 +71,29 @@ def _take(folder: Path, run: Run, n: int, judge: Callable[[Path, Run, int], dict
         return
     try:
         if not (folder / "last.safetensors").is_file():
-            train(run, folder, resume=True)
+            train(shared(run, folder.parent / "stages"), folder, resume=True)
         write_json(folder / "judged.json", judge(folder, run, n))
         print(f"{folder.name} done", flush=True)
     finally:
         taken.rmdir()
+
+
+def shared(run: Run, stages: Path) -> Run:
+    """Train the stage that a run starts from, unless another cell did or does; return the run with its folder."""
+    if not isinstance(run.start, Run):
+        return run
+    start = shared(run.start, stages)
+    folder = stages / hashlib.sha256(json.dumps(encode(start)).encode()).hexdigest()[:16]
+    taken = folder.with_name(folder.name + ".taken")
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    while not (folder / "last.safetensors").is_file():
+        try:
+            taken.mkdir()
+        except FileExistsError:
+            time.sleep(2)
+            continue
+        try:
+            train(start, folder, resume=True)
+        finally:
+            taken.rmdir()
+    return dataclasses.replace(run, start=str(folder))

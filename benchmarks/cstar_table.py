@@ -1,0 +1,190 @@
+"""Size against robustness: CSTAR and what it has to beat, at several compressions, from one recipe.
+
+    python benchmarks/cstar_table.py --data DIR --out runs/cstar-mnist
+        [--recipe cstar/lenet5-mnist] [--ratios 4 8 16 32] [--epochs 20] [--seeds 3] [--jobs 2] [--set path=value ...]
+
+All modes of the recipe, each with the same number of epochs; stages that cells have in common (the dense net, the
+ADMM stage that is fine-tuned with and without conditioning) are trained once. Judged is the deployed form of the best
+epoch by robust validation accuracy: clean accuracy on the whole test set; attacks white-box on the first `--n` images:
+PGD with 5 restarts, on cross-entropy and on the margin, worst case of each image over both, at the recipe's eps; and a
+curve of PGD-20 over eps on the first 200, on to chance. Writes `table.json`, `table.md` and `size.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grid import Cell, parser, run_all
+from ironrank.artifact import load_model
+from ironrank.attacks import PGD
+from ironrank.audit import accuracy, withstood
+from ironrank.audit.evaluate import for_inference
+from ironrank.config import build_run
+from ironrank.files import read_json, write_json, write_text
+from ironrank.training import Run
+
+MODES = ("cstar", "cstar+cond", "condlr", "svd", "narrow")
+LABELS = {
+    "dense": "dense",
+    "cstar": "CSTAR",
+    "cstar+cond": "CSTAR, conditioned",
+    "condlr": "CondLR",
+    "svd": "SVD, fine-tuned",
+    "narrow": "narrow dense",
+}
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the recipe's eps
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    for seed in range(options.seeds):
+        make = functools.partial(_run, options, seed)
+        yield f"dense_s{seed}", make("dense", options.ratios[0])
+        for ratio in options.ratios:
+            for mode in options.modes:
+                yield f"{mode}_{ratio:g}x_s{seed}", make(mode, ratio)
+
+
+def _run(options: argparse.Namespace, seed: int, mode: str, ratio: float) -> Run:
+    given = [f"mode={mode}", f"ratio={ratio:g}", *([f"epochs={options.epochs}"] if options.epochs else [])]
+    return build_run(options.recipe, [*given, *options.set], data=options.data, seed=seed)
+
+
+def judge(folder: Path, run: Run, n: int, steps: int) -> dict[str, Any]:
+    """Judge the deployed form of the best epoch."""
+    net, images = for_inference(load_model(folder)), run.data.load("test")
+    first, eps = images.first(n), _eps(run)
+    length = 2.5 * eps / steps
+    attack = PGD(eps=eps, steps=steps, step_size=length, restarts=5)
+    by = {loss: withstood(net, first, dataclasses.replace(attack, loss=loss), 0) for loss in ("ce", "margin")}
+    curve = {}
+    for factor in CURVE:
+        hits = withstood(net, images.first(200), PGD(eps=factor * eps), 0) if factor else None
+        curve[f"{factor * eps:.4g}"] = accuracy(net, images.first(200)) if hits is None else _mean(hits)
+    return {
+        "clean": accuracy(net, images),
+        "robust": {**{loss: _mean(hits) for loss, hits in by.items()}, "worst": _mean(by["ce"] & by["margin"])},
+        "attack": f"PGD-{steps} x5, Linf {eps:.4g}, worst of cross-entropy and margin",
+        "n": n,
+        "curve": curve,
+        "params": sum(p.numel() for p in net.parameters()),
+    }  # fmt: skip
+
+
+def _eps(run: Run) -> float:
+    threat = run.objective.threat
+    assert threat is not None
+    return threat[1]
+
+
+def _mean(hits: torch.Tensor) -> float:
+    return hits.double().mean().item()
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    names = [("dense", None), *((mode, ratio) for ratio in options.ratios for mode in options.modes)]
+    for mode, ratio in names:
+        stem = mode if ratio is None else f"{mode}_{ratio:g}x"
+        paths = [options.out / f"{stem}_s{seed}" / "judged.json" for seed in range(options.seeds)]
+        judged = [read_json(path) for path in paths if path.is_file()]
+        if judged:
+            rows.append({"mode": mode, "ratio": ratio, "runs": judged})
+    return {"recipe": options.recipe, "epochs": options.epochs, "set": options.set, "rows": rows}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    runs = [run for row in result["rows"] for run in row["runs"]]
+    if not runs:
+        return "Nothing is judged yet.\n"
+    lines = [
+        f"Mean ± standard deviation over seeds; clean accuracy in % on the whole test set, {runs[0]['attack']}, "
+        f"in % on the first {runs[0]['n']} test images.",
+        "",
+        "| asked | net | seeds | parameters | smaller | clean | robust | dense - this, robust |",
+        "| ---: | --- |" + " ---: |" * 6,
+    ]
+    dense = next((row for row in result["rows"] if row["mode"] == "dense"), None)
+    lines += [_line(row, dense) for row in result["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any], dense: dict[str, Any] | None) -> str:
+    runs, params = row["runs"], row["runs"][0]["params"]
+    robust, smaller, gap = [run["robust"]["worst"] for run in runs], "-", "-"
+    if dense:
+        smaller = f"{dense['runs'][0]['params'] / params:.2f}x"
+        gap = f"{100 * (statistics.mean(r['robust']['worst'] for r in dense['runs']) - statistics.mean(robust)):+.1f}"
+    asked = "-" if row["ratio"] is None else f"{row['ratio']:g}x"
+    cells = [asked, LABELS[row["mode"]], str(len(runs)), f"{params:,}", smaller]
+    return "| " + " | ".join([*cells, _spread([run["clean"] for run in runs]), _spread(robust), gap]) + " |"
+
+
+def _spread(values: list[float]) -> str:
+    text = f"{100 * statistics.mean(values):.2f}"
+    return text if len(values) < 2 else f"{text} ± {100 * statistics.stdev(values):.2f}"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw robust accuracy against parameters, logarithmic; one line for each mode, dense as a dashed level."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for mode in MODES:
+        rows = [row for row in result["rows"] if row["mode"] == mode]
+        if rows:
+            x = [row["runs"][0]["params"] for row in rows]
+            y = [[100 * run["robust"]["worst"] for run in row["runs"]] for row in rows]
+            spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in y]
+            axes.errorbar(
+                x, [statistics.mean(v) for v in y], spread, marker="o", capsize=3, label=LABELS[mode]
+            )
+    for row in result["rows"]:
+        if row["mode"] == "dense":
+            level = 100 * statistics.mean(run["robust"]["worst"] for run in row["runs"])
+            axes.axhline(level, color="black", linestyle="--", label=f"dense, {row['runs'][0]['params']:,}")
+    axes.set(xscale="log", xlabel="parameters, deployed", ylabel="robust accuracy, %", title=result["recipe"])
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    options = arguments()
+    run_all(options, cells(options), functools.partial(judge, steps=options.steps))
+    if not options.worker:
+        result = table(options)
+        write_json(options.out / "table.json", result)
+        write_text(options.out / "table.md", markdown(result))
+        if result["rows"]:
+            draw(result, options.out / "size.svg")
+        print(options.out / "table.md")
+
+
+def arguments() -> argparse.Namespace:
+    made = parser(__doc__ or "", "runs/cstar-mnist")
+    made.add_argument("--data", required=True, help="folder with the data set")
+    made.add_argument("--recipe", default="cstar/lenet5-mnist")
+    made.add_argument("--ratios", nargs="+", type=float, default=[4, 8, 16, 32])
+    made.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    made.add_argument(
+        "--epochs", type=int, help="of each cell, all its stages together; by default the recipe's"
+    )
+    made.add_argument("--steps", type=int, default=40, help="of the judging PGD")
+    made.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="overrides of the recipe")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
