@@ -46,7 +46,7 @@ def compress_run(
         method: Name of the method.
         overrides: ``path=value``, as in `ironrank.config`; ``method...`` means this method, ``epochs`` all stages
             together. For a net without a run, ``data=...`` and ``model=...`` have to be among them or the settings.
-        budget: Size of the result for methods that have one, such as "params=8x".
+        budget: Size of the result, such as "params=8x".
         condition: tau of CondLR in fine-tuning, where there is such a stage; None for plain fine-tuning.
         **settings: Settings of the run, such as ``data``, ``objective`` or ``epochs``, in place of the earlier run's.
 

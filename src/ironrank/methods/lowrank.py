@@ -10,6 +10,7 @@ from torch import nn
 from ironrank.errors import IronrankError
 from ironrank.layers import FORMS
 from ironrank.methods.base import Method
+from ironrank.ranks import parse_budget
 from ironrank.settings import setting
 from ironrank.surgery import Plan, apply_plan, factored_layers, plan
 
@@ -27,6 +28,8 @@ class LowRank(Method):
             `ironrank.surgery.plan`. Linear and 1 x 1 layers have the channel form in any case.
         exclude: Name patterns of layers to leave dense.
         round_to: Ranks from ``keep`` are rounded up to a multiple of this.
+        budget: Size of the whole deployed net, such as "params=8x", in place of ``keep``: forms and ranks of all layers
+            are chosen together, and a layer where no rank is worth its cost stays dense.
         first: The first layer.
         last: The last layer.
     """
@@ -36,8 +39,21 @@ class LowRank(Method):
     form: str = setting("channel", "low-rank form of the layers", choices=(*FORMS, "auto"))
     exclude: tuple[str, ...] = setting((), "name patterns of layers to leave dense")
     round_to: int = setting(1, "round ranks from keep up to a multiple of this", ge=1)
+    budget: str = setting("", "size of the whole net, such as params=8x, in place of keep")
     first: str = setting("low-rank", "form of the first layer", choices=ENDS, paper="low-rank")
     last: str = setting("full-rank", "form of the last layer", choices=ENDS, paper="full-rank")
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            IronrankError: If a value is not allowed, or the budget needs an input of the model.
+        """
+        super().__post_init__()
+        if self.budget and (cost := parse_budget(self.budget).cost) not in ("params", "bytes"):
+            raise IronrankError(
+                f"{self.label()}.budget={self.budget!r}: allowed is params, bytes; for {cost}, use ironrank.factorize"
+            )
 
     def plan(self, model: nn.Module, core: bool = True) -> Plan:
         """Choose layers and ranks.
@@ -60,7 +76,8 @@ class LowRank(Method):
         )
         dense = [name for name, (form, _) in ends.items() if form == "dense"]
         full = {name: row.full_rank for name, (form, row) in ends.items() if form == "full-rank"}
-        return plan(model, self.keep, exclude=[*self.exclude, *dense], ranks=full | self.ranks,
+        size = {"budget": self.budget} if self.budget else {"keep": self.keep}
+        return plan(model, **size, exclude=[*self.exclude, *dense], ranks=full | self.ranks,
                     round_to=self.round_to, core=core, form=self.form)  # fmt: skip
 
     def refuse_factored(self, model: nn.Module) -> None:

@@ -24,8 +24,9 @@ from torch import nn
 
 from ironrank.data import DataSpec
 from ironrank.errors import IronrankError, nearest
-from ironrank.methods import CSTAR, CondLR, Dense, Method
+from ironrank.methods import CSTAR, SVD, CondLR, Dense, Method
 from ironrank.models import Model, count, width_for
+from ironrank.optim import Optimizer
 from ironrank.training import Run
 
 MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
@@ -75,26 +76,12 @@ def _from_dense(run: Run, mode: str, ratio: float, tau: float) -> Run:
     dense = dataclasses.replace(run, epochs=run.epochs - later)
     budget = f"params={ratio:g}x"
     if mode == "svd":
-        return truncated(dataclasses.replace(run, epochs=later, start=dense), budget)
+        svd = SVD(budget=budget, last="low-rank")
+        return dataclasses.replace(run, epochs=later, start=dense, method=svd, optimizer=_gentle(run))
     method = CSTAR(budget=budget, last="low-rank", every=_every(run, later // 2))
     return fine_tuned(
         dataclasses.replace(run, epochs=later, start=dense, method=method), None if mode == "cstar" else tau
     )
-
-
-def truncated(run: Run, budget: str) -> Run:
-    """Return the stages that truncate and fine-tune: CSTAR's projection without one step of CSTAR, then training.
-
-    Args:
-        run: A run whose start is dense; its epochs are those of fine-tuning.
-        budget: Such as "params=8x".
-
-    Returns:
-        The fine-tuning stage.
-    """
-    method = CSTAR(budget=budget, last="low-rank")
-    cut = dataclasses.replace(run, epochs=0, method=method)
-    return dataclasses.replace(fine_tuned(cut), start=cut, epochs=run.epochs)
 
 
 def _every(run: Run, epochs: int) -> int:
@@ -172,5 +159,10 @@ def fine_tuned(run: Run, condition: float | None = None) -> Run:
     """
     first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
     method: Method = Dense() if condition is None else CondLR(tau=condition)
-    gentle = dataclasses.replace(run.optimizer, lr=run.optimizer.lr / GENTLER)
-    return dataclasses.replace(run, start=first, method=method, optimizer=gentle, epochs=run.epochs // 2)
+    return dataclasses.replace(
+        run, start=first, method=method, optimizer=_gentle(run), epochs=run.epochs // 2
+    )
+
+
+def _gentle(run: Run) -> Optimizer:
+    return dataclasses.replace(run.optimizer, lr=run.optimizer.lr / GENTLER)
