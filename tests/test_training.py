@@ -20,7 +20,7 @@ from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.data import Stream, mix, split
 from ironrank.errors import IronrankError
 from ironrank.linalg import condition_number
-from ironrank.methods import SVD, UV, CondLR, Dense
+from ironrank.methods import CSTAR, SVD, UV, CondLR, Dense
 from ironrank.models import LeNet5, ResNet18
 from ironrank.objectives import Distill, Free, Madry
 from ironrank.optim import SGD, AdamW, Cosine, Steps
@@ -103,6 +103,19 @@ def test_validation_is_of_the_delivered_weights_under_the_named_attack(attack, m
     last = lines_of(folder)[-1]
     assert accuracy(model, held_out) == last["val_clean"]
     assert robust_accuracy(model, held_out, run.validate, mix(run.seed, "validate")) == last["val_robust"]
+
+
+def test_validation_is_of_the_final_form_and_leaves_the_training_alone(mnist, tmp_path):
+    method = CSTAR(budget="params=6x", first="low-rank", last="low-rank", rho=1e-4, every=1, choose=1)
+    run = tiny_run(mnist, method=method, epochs=3)
+    folder = train(run, tmp_path / "run")
+    _, held_out = split(run.data.load("train"), 0.25, run.seed)
+    cut = [line for line in lines_of(folder) if "epoch" in line][-1]
+    assert cut["primal"] > 0.1  # far from its target, the net before the cut is another one
+    model = load_model(folder, "last")
+    assert factored_layers(model)
+    assert accuracy(model, held_out) == cut["val_clean"]
+    assert robust_accuracy(model, held_out, run.validate, mix(run.seed, "validate")) == cut["val_robust"]
 
 
 def test_the_best_weights_are_those_of_the_best_robust_then_clean_epoch(mnist, tmp_path, monkeypatch):

@@ -115,6 +115,8 @@ class Method(Settings):
     def finish(self, model: nn.Module, state: State) -> nn.Module:
         """Give the trained model its final form.
 
+        Also called on a copy after each epoch, to judge what would be saved: the state stays as it is.
+
         Args:
             model: The trained model.
             state: The method's state.

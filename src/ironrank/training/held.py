@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ironrank.artifact import Layout, layout_of, load_model, restore, save_model
 from ironrank.data import Images, Stream, mix, split
 from ironrank.errors import IronrankError
 from ironrank.files import write_json
+from ironrank.methods import Method
 from ironrank.settings import encode
 from ironrank.training.average import Average
 from ironrank.training.checkpoint import Progress, load_checkpoint, restore_optimizer, save_checkpoint
@@ -94,6 +96,20 @@ class Held:
     def judged(self) -> nn.Module:
         """The weights that are judged and saved: the average, where there is one."""
         return self.model if self.average is None else self.average.model(self.model, self.run.method)
+
+    def final(self, model: nn.Module) -> nn.Module:
+        """Return the form that a model would be given if training ended here: that is what is worth judging.
+
+        Args:
+            model: The model; it stays as it is.
+
+        Returns:
+            A copy in its final form, or the model itself where the method gives none.
+        """
+        method = self.run.method
+        if type(method).finish is Method.finish:
+            return model
+        return method.finish(copy.deepcopy(model), self.state)
 
     def open_folder(self) -> None:
         """Write run.json, and metrics.jsonl without lines whose steps are taken again."""

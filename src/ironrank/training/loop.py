@@ -159,8 +159,9 @@ class _Job(Held):
         if not len(self.validation):
             return {}  # the last epoch will be the best
         model, attacked = self.judged, self.validation.first(self.run.validate_images)
-        robust = robust_accuracy(model, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
-        scores = (robust, accuracy(model, self.validation))
+        final = self.final(model)
+        robust = robust_accuracy(final, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
+        scores = (robust, accuracy(final, self.validation))
         if scores >= self.progress.best:
             self.progress.best, self.progress.best_epoch = scores, self.progress.epoch
             self.checkpoint(BEST, model)
