@@ -20,14 +20,15 @@ from ironrank.attacks import FGSM
 from ironrank.cli import app, main
 from ironrank.config import build_run
 from ironrank.data import MNIST
-from ironrank.files import plain_json, read_json, read_lines
+from ironrank.files import plain_json, read_json, read_lines, write_json
 from ironrank.linalg import condition_number
-from ironrank.methods import CondLR
+from ironrank.methods import METHODS, CondLR, Dense
+from ironrank.models import LeNet5
 from ironrank.objectives import Madry
 from ironrank.recipes import RECIPES
 from ironrank.settings import encode
 from ironrank.surgery import deploy, factored_layers
-from ironrank.training import decode_run, loop
+from ironrank.training import Run, decode_run, loop
 
 LENET = "condlr/lenet5-mnist"
 TINY = ("tiny=true", "validate.steps=2")
@@ -456,6 +457,26 @@ def test_report_judges_what_was_not_judged(run, trained: Path, tmp_path: Path, m
     assert [row["name"] for row in read_json(files["json"])["rows"]] == ["dense", "condlr"]
     assert run("report", trained / "dense", "--markdown", tmp_path / "b.md")[0] == 0
     assert asked == ["dense"]  # kept from the first time
+
+
+def test_the_report_draws_the_residuals_of_an_earlier_stage(tmp_path: Path) -> None:
+    folders = {"net": (Dense(), {}), "net/start": (METHODS["cstar"](), {"primal": 0.5, "dual": 0.2})}
+    for name, (method, more) in folders.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        write_json(folder / "run.json", encode(Run(data=MNIST(), model=LeNet5(), method=method)))
+        lines = [
+            {"epoch": e, "loss": 1.0, **{key: value / e for key, value in more.items()}} for e in (1, 2, 3)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    attacked = {"attack": "PGD", "norm": "Linf", "eps": 0.1, "accuracy": 0.4, "n": 100}
+    row = {"clean": 0.5, "robust": [attacked], "params_deployed": 100}
+    write_json(tmp_path / "net" / "evaluation.json", row)
+    page = verbs.report([tmp_path / "net"]).html()
+    assert "net, earlier: cstar" in page
+    assert "primal residual of ADMM" in page and "dual residual of ADMM" in page
+    (tmp_path / "net" / "start" / "metrics.jsonl").unlink()
+    assert "residual of ADMM" not in verbs.report([tmp_path / "net"]).html()
 
 
 def test_report_goes_to_report_html(run, trained: Path, tmp_path: Path, monkeypatch) -> None:

@@ -175,8 +175,11 @@ def report(
         The report.
     """
     rows = [_row(Path(folder), data) for folder in folders]
-    logs = [read_lines(Path(folder) / LOG) for folder in folders]
-    runs = [{"name": row["name"], "metrics": log} for row, log in zip(rows, logs, strict=True)]
+    runs = [
+        course
+        for row, folder in zip(rows, folders, strict=True)
+        for course in _courses(row["name"], Path(folder))
+    ]
     made = build(rows, title=title, runs=runs)
     for path, write in ((html, made.write_html), (markdown, made.write_markdown), (json, made.write_json)):
         if path is not None:
@@ -190,6 +193,16 @@ def _row(folder: Path, data: Path | str | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise IronrankError(f"{there} holds no evaluation: remove it, or evaluate {folder} again")
     return {"name": folder.name, **row}
+
+
+def _courses(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Return the training metrics of a run folder, and of the earlier stages inside it, latest first."""
+    courses, stage = [{"name": name, "metrics": read_lines(folder / LOG)}], folder / "start"
+    while (stage / LOG).is_file():
+        method = decode_run(read_json(stage / "run.json")).method.name
+        courses.append({"name": f"{name}, earlier: {method}", "metrics": read_lines(stage / LOG)})
+        stage = stage / "start"
+    return courses
 
 
 def check_device(device: str) -> None:

@@ -27,6 +27,8 @@ METRICS = {
     "val_clean": Metric("clean validation accuracy", "%", percent=True),
     "val_robust": Metric("robust validation accuracy", "%", percent=True),
     "max_cond": Metric("largest condition number", "σ₁ / σᵣ", log=True),
+    "primal": Metric("primal residual of ADMM", "|W - Z| by |W|"),
+    "dual": Metric("dual residual of ADMM"),
     "lr": Metric("learning rate"),
 }
 
