@@ -23,12 +23,14 @@ from ironrank.layers import (
     Tucker2Conv2d,
     frozen,
     full_rank,
+    natural_form,
     parts,
 )
 from ironrank.layers.forms import from_matrix, to_matrix
 from ironrank.linalg import USV, Tucker2, condition_number, orthonormality_error
 from ironrank.methods import SVD, UV, CondLR
 from ironrank.optim import SGD, AdamW
+from ironrank.ranks import Site
 from ironrank.report import rows, tables, text
 from ironrank.surgery import Plan, Row, apply_plan, deploy, factored_layers, factorize, plan
 from twins import into_band, sign_fixed_qr
@@ -185,6 +187,31 @@ def test_each_layer_gets_the_form_that_was_asked_or_the_one_it_has():
     assert found(forms={"*": "spatial", "0": "tucker2"})[0] == mixed, "the last match wins"
 
 
+FALLS_BACK = {
+    "linear": nn.Linear(4, 6), "1x1": nn.Conv2d(4, 6, 1), "1d": nn.Conv1d(4, 6, 3),
+    "3d": nn.Conv3d(4, 6, (1, 3, 2)), "one column": nn.Conv2d(4, 6, (3, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FALLS_BACK)
+def test_layers_without_the_spatial_form_get_the_channel_form_with_or_without_a_budget(name):
+    net = nn.Sequential(copy.deepcopy(FALLS_BACK[name]))
+    shape = tuple(net[0].weight.shape)
+    assert natural_form("spatial", shape) == "channel"
+    assert Site("0", shape).forms("spatial") == ("channel",) and "spatial" not in Site("0", shape).forms()
+    for size in ({"keep": 0.5}, {"budget": "params=1.2x"}):
+        (row,) = plan(net, **size, form="spatial").rows
+        assert row.rank is not None and (row.form, row.reason) == ("channel", "")
+    assert factorize(net, 0.5, form="spatial")[0].form == "channel"
+
+
+def test_a_kernel_of_one_row_has_the_spatial_form():
+    net, x = nn.Sequential(nn.Conv2d(4, 6, (1, 3), padding=1)), torch.randn(2, 4, 5, 5)
+    assert Site("0", (6, 4, 1, 3)).forms() == ("channel", "spatial", "tucker2")
+    before = net(x)
+    assert factorize(net, form="spatial")[0].form == "spatial" and close(net(x), before, 1e-5)
+
+
 def test_keep_leaves_out_the_idle_part_of_a_pair():
     (row,) = plan(nn.Sequential(nn.Conv2d(2, 64, 2)), form="tucker2").rows
     assert row.full_rank == row.rank == (8, 2)
@@ -265,8 +292,6 @@ def test_mistakes_are_named():
         plan(net, form="tucker2", ranks={"0": (13, 2)})
     with refuses("rank 40 for layer '2'", "1 to 32"):
         plan(net, form="spatial", ranks={"2": 40})
-    (row,) = plan(nn.Sequential(nn.Conv1d(3, 4, 3)), form="spatial").rows
-    assert row.rank is None and "two-dimensional" in row.reason
     net[0].weight.data[0, 0, 0, 0] = torch.nan
     with refuses("layer '0'", "not finite"):
         plan(net, form="auto")

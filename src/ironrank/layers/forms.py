@@ -6,7 +6,7 @@
     tucker2    kernel U (n, r1), S (r1, r2, *k), V (c, r2)  1 x 1, k_1 x ... x k_d, 1 x 1                  (r1, r2)
 
 A linear or 1 x 1 layer has the channel form only (n, c): the others come down to it. The spatial form is one of
-two-dimensional convolutions.
+two-dimensional convolutions; where the kernel is one column wide, it comes down to the channel form as well.
 
 Multiply-adds are counted at two numbers of positions: ``p`` at the output, and ``q`` where the first thin layer acts.
 That is the same place in the channel form; in the spatial form it is output rows times input columns, since the first
@@ -49,8 +49,23 @@ def check_form(form: str, shape: Shape) -> None:
 
 
 def natural_form(form: str, shape: Shape) -> str:
-    """Return the form that a weight gets where ``form`` is asked for: "channel" for linear and 1 x 1 layers."""
-    return form if math.prod(shape[2:]) > 1 else "channel"
+    """Return the form that a weight gets where ``form`` is asked for: "channel" where it has not that one.
+
+    Args:
+        form: "channel", "spatial" or "tucker2".
+        shape: Shape of the weight, outputs first.
+
+    Returns:
+        The form: "channel" for linear and 1 x 1 layers, and in place of "spatial" for kernels that are not of two
+        dimensions, or one column wide.
+
+    Example:
+        >>> [natural_form("spatial", shape) for shape in ((8, 4), (8, 4, 3), (8, 4, 3, 3))]
+        ['channel', 'channel', 'spatial']
+    """
+    size = shape[2:]
+    lacks = form == "spatial" and (len(size) != 2 or size[1] == 1)
+    return "channel" if lacks or math.prod(size) == 1 else form
 
 
 def matrix_shape(shape: Shape, form: str) -> tuple[int, int]:

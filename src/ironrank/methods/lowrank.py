@@ -25,7 +25,7 @@ class LowRank(Method):
         keep: Kept fraction of each layer's full rank; ``keep=0.2`` is what the papers call 80 % nominal compression.
         ranks: Rank by name pattern, in place of ``keep`` for the layers that match; a pair for Tucker-2 layers.
         form: Form of the layers: "channel", "spatial", "tucker2", or "auto" for the cheapest that keeps as much, see
-            `ironrank.surgery.plan`. Linear and 1 x 1 layers have the channel form in any case.
+            `ironrank.surgery.plan`. A layer without that form gets the channel form.
         exclude: Name patterns of layers to leave dense.
         round_to: Ranks from ``keep`` are rounded up to a multiple of this.
         budget: Size of the whole deployed net, such as "params=8x", in place of ``keep``: forms and ranks of all layers

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ironrank.errors import IronrankError
-from ironrank.layers.forms import FORMS
+from ironrank.layers.forms import FORMS, natural_form
 
 Array = NDArray[Any]
 
@@ -64,16 +64,11 @@ class Site(NamedTuple):
             wish: "channel", "spatial", "tucker2", or "auto" for all.
 
         Returns:
-            Names of forms. A linear or 1 x 1 layer has the channel form only.
+            Names of forms, see `ironrank.layers.natural_form`.
         """
         check_wish(wish)
-        if math.prod(self.kernel) == 1:
-            return ("channel",)
-        flat = len(self.kernel) == 2 and min(self.kernel) > 1
-        have = FORMS if flat else ("channel", "tucker2")
-        if wish == "auto":
-            return have
-        return (wish,) if wish in have else ("channel",)
+        wished = FORMS if wish == "auto" else (wish,)
+        return tuple(dict.fromkeys(natural_form(form, self.shape) for form in wished))
 
 
 # From a layer, a form, and ranks (k, 2) to k costs; a form of one rank reads the first column, "dense" none.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ironrank.errors import IronrankError, nearest
-from ironrank.layers import Rank, check_form, full_rank, natural_form
+from ironrank.layers import Rank, full_rank, natural_form
 from ironrank.linalg import side_by_side
 from ironrank.ranks.keep import keep_rank
 from ironrank.ranks.weighting import Moments
@@ -53,7 +53,8 @@ def plan(
         core: Whether layers held as a matrix get a core S; Tucker-2 layers always have one.
         form: "channel", "spatial" (convolutions in two dimensions), "tucker2" (convolutions), or "auto": for each layer
             the form of fewest multiply-adds that keeps at least the energy that the channel form keeps at the asked
-            rank, see `ironrank.surgery.choose.cheapest`. Linear and 1 x 1 layers have the channel form in any case.
+            rank, see `ironrank.surgery.choose.cheapest`. A layer that has not the form, such as a linear or 1 x 1 one,
+            gets the channel form.
         forms: Form by name pattern; it overrides ``form`` for the layers that match.
         budget: Cost of the whole deployed net, such as "params=8x", in place of ``keep``: forms and ranks of all layers
             are chosen together, and "auto" means the best form within it; see `ironrank.ranks.budget`.
@@ -85,7 +86,7 @@ def plan(
         wish, given = (last_match(name, forms) or form), last_match(name, ranks)
         if budget is not None:  # decides both, once it is known which layers are free
             wish, given = "channel", None
-        reason = reasons.get(name, "") or _left_out(name, layer, include, exclude) or _lacks(layer, wish)
+        reason = reasons.get(name, "") or _left_out(name, layer, include, exclude)
         return _row(name, layer, wish, reason, keep, given, round_to)
 
     made = Plan(tuple(side_by_side(row, candidates(model))), core, moments=moments or {})
@@ -134,18 +135,6 @@ def _check_wishes(wishes: list[str]) -> None:
     for wish in wishes:
         if wish not in WISHES:
             raise IronrankError(f"form={wish!r}: allowed is {', '.join(WISHES)}")
-
-
-def _lacks(layer: Any, wish: str) -> str:
-    """Return why a layer has no such form, or nothing."""
-    shape = tuple(layer.weight.shape)
-    if wish == "auto" or natural_form(wish, shape) != wish:
-        return ""
-    try:
-        check_form(wish, shape)
-    except IronrankError as error:
-        return str(error)
-    return ""
 
 
 def _left_out(name: str, layer: nn.Module, include: list[Pattern] | None, exclude: list[Pattern]) -> str:
