@@ -37,7 +37,7 @@ from ironrank.ranks.cost import COSTS, DENSE, count_bytes, count_macs, count_par
 from ironrank.ranks.latency import measure, median_ms, thin
 from ironrank.ranks.menu import matrix_errors, tucker_errors
 from ironrank.ranks.weighting import patches
-from ironrank.surgery import deploy, factored_layers, factorize, plan
+from ironrank.surgery import apply_plan, deploy, factored_layers, factorize, plan
 
 whole = torch.float64
 GRAY, COLOR = DataSpec((1, 28, 28), 10, (0.5,), (0.25,)), DataSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)
@@ -167,6 +167,26 @@ def test_minimum_ranks_multiples_given_ranks_and_factors():
     assert [2 * o.error for o in plain.options] == pytest.approx([o.error for o in doubled.options])
     assert doubled.energy == pytest.approx(2 * plain.energy)
     assert doubled.kept(doubled.options[0]) == pytest.approx(plain.kept(plain.options[0]))
+
+
+def test_a_given_rank_that_is_deployed_dense_costs_what_the_dense_layer_costs():
+    """Full rank, as the last layer of many methods has it, stores more than the weight: that is then deployed."""
+    net, x = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 10)), torch.rand(1, 20)
+    for budget, count in (("params=2x", count_params), ("macs=2x", lambda net: count_macs(net, x))):
+        made = plan(net, budget=budget, ranks={"2": 10}, example=x)
+        small = deploy(apply_plan(copy.deepcopy(net), made))
+        assert made.choice.after == count(small) <= count(net) / 2 and made.ranks["2"] == 10
+
+
+def test_options_that_would_be_deployed_dense_are_not_counted_as_thin():
+    """Where padding makes the output the larger image, a pair may store more than the weight and multiply less."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(4, 4, 2, padding=4)), torch.zeros(1, 4, 2, 2)
+    (site,) = sites(net, ["0"], x)
+    assert macs(site, "tucker2", np.array([[3, 4]])) < macs(site, "dense", DENSE)
+    assert params(site, "tucker2", np.array([[3, 4]])) > params(site, "dense", DENSE)
+    made = plan(net, budget="macs=95%", form="tucker2", example=x)
+    assert count_macs(deploy(apply_plan(copy.deepcopy(net), made)), x) <= 0.95 * count_macs(net, x)
 
 
 @pytest.mark.parametrize("options, words", [

@@ -11,7 +11,7 @@ as a cumulative sum. HOOI sweeps from there can only lower it, so it is an upper
 bound, the sum of both tails.
 
 An option that costs no less than another one and loses no less is left out; so is what costs as much as the dense
-layer.
+layer, or stores as many numbers, since it would be deployed as one. A rank that is given costs what is deployed.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def menu(
             else _given(site, errors, kind, rank)
         )
         lost = factor * (errors[pairs[:, 0], pairs[:, 1]] if kind == "tucker2" else errors[pairs[:, 0]])
-        found += _pareto(kind, pairs, cost(site, kind, pairs), lost)
+        deploys_dense = params(site, kind, pairs) >= math.prod(site.shape)
+        found += _pareto(kind, pairs, np.where(deploys_dense, dense, cost(site, kind, pairs)), lost)
     if rank is None:
         found = [option for option in found if option.cost < dense] + [Option("dense", None, dense, 0.0)]
     return Menu(site.name, energy, dense, tuple(_best(found)))
