@@ -212,6 +212,33 @@ def test_layers_that_stay_dense_are_not_pulled():
     assert not factored_layers(method.finish(fit.model, fit.state))
 
 
+def test_the_dual_residual_is_that_of_layers_with_a_target():
+    """A layer that stays dense moves as the training moves it: that says nothing about convergence."""
+    net = matrices((20, 20), (20, 20))
+    net[0].weight.data.copy_(truncated_svd(net[0].weight.detach(), 2).dense())
+    method = CSTAR(budget="params=60%", rho=1.0, every=1, choose=0, **FREE)
+    state = method.init(net)
+    assert [kind for kind, _ in ranks_of(net, state).values()] == ["channel", "dense"]
+    net[1].weight.data.add_(1.0)
+    method.update(net, state)
+    assert method.watch(net, state)["dual"] < 1e-9
+    net[0].weight.data.mul_(2.0)
+    norm = net[0].weight.norm().item() / 2
+    method.update(net, state)
+    assert method.watch(net, state)["dual"] == pytest.approx(method.rho * norm, rel=1e-6)
+
+
+def test_the_state_has_the_layout_that_a_file_gives_back():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 24, 3), nn.Linear(9, 5))
+    method = CSTAR(budget="params=3x", every=1, **FREE)
+    state = method.init(net)
+    assert any(key.startswith("V.") for key in state)
+    for _ in range(2):
+        assert all(tensor.is_contiguous() for tensor in state.values())
+        method.update(net, state)
+
+
 def test_relative_errors_do_not_depend_on_the_scale_of_a_layer():
     def chosen(errors, scale):
         net = matrices((12, 10), (9, 14))

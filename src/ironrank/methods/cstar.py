@@ -5,9 +5,10 @@ a copy of itself that is low-rank. The copies are projections, at ranks that sha
 pull grows until weight and copy agree. Then the layers are rewritten by their factors, and little is lost.
 
 After CSTAR: Phan, Yin, Sui, Yuan, Zonouz, "CSTAR: Towards compact and structured deep neural networks with adversarial
-robustness", AAAI 2023. What is confirmed: low rank in Tucker-2 form and adversarial training in one ADMM problem, ranks
-determined globally, ratios from 2x to 64x, Linf 8/255 at step 2/255. Its equations are not public in full: those below
-are a reconstruction, from the abstract and from what the same group's published ADMM code for other papers does.
+robustness", AAAI 2023. What is confirmed: low rank and robustness in one optimisation, a projection in Tucker-2 form,
+ranks determined globally, ratios from 2x to 64x, Linf 8/255 at step 2/255. Its equations are not public in full: those
+below, ADMM included, are a reconstruction, from the abstract and from what the same group's published ADMM code for
+other papers does.
 
     symbol         name here          shape
     W              layer.weight       (n, c, k_1, ..., k_d), or (n, m); trained
@@ -202,7 +203,8 @@ class CSTAR(Method):
             targets.set_ranks(state, self.plan(model, shifted))  # (2)
         before = {name: state[f"Z.{name}"] for name in weights}
         targets.set_targets(state, shifted)  # (3)
-        moved = sum(float((state[f"Z.{name}"] - Z).double().square().sum()) for name, Z in before.items())
+        low = targets.pulled(model, state)  # the Z of a layer that stays dense is but its weight
+        moved = sum(float((state[f"Z.{name}"] - before[name]).double().square().sum()) for name in low)
         state["dual"] = torch.tensor(float(state["rho"]) * math.sqrt(moved), dtype=torch.float64)
         rho = max(float(state["rho"]), min(float(state["rho"]) * self.rho_growth, self.rho_max))
         for name, V in shifted.items():
@@ -237,7 +239,8 @@ class CSTAR(Method):
 
         Returns:
             ``primal``, the norm of W - Z over that of W, all layers together; ``dual``, rho times the norm of what Z
-            moved at the last update; ``rho``; ``ratio``, how many times smaller the present ranks make the net.
+            moved at the last update, in layers that do not stay dense; ``rho``; ``ratio``, how many times smaller the
+            present ranks make the net.
         """
         shown = {name: float(state[name]) for name in ("dual", "rho", "ratio")}
         return super().watch(model, state) | {"primal": targets.gap(model, state)} | shown

@@ -1,7 +1,8 @@
 """Low-rank targets of dense weights: what ADMM keeps beside a net, and how it pulls.
 
 A state holds, for each layer by its full name, Z (the target), Y (the scaled dual), V (the input basis from which the
-next Tucker-2 projection starts) and the rank, as a tensor: form, r_1, r_2.
+next Tucker-2 projection starts) and the rank, as a tensor: form, r_1, r_2. All have the plain layout that a file gives
+back, so that a training that resumes multiplies the same bits.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def nearest(
     if isinstance(rank, tuple):
         known = None if start is None else Tucker2(start, start, start)  # of a start only V is read
         factors = hooi(W, rank, known, sweeps=1 if known else 2)
-        return factors.dense(), factors.V
+        return factors.dense(), factors.V.contiguous()
     if rank is None:
         return W.clone(), None
     return from_matrix(low_rank(to_matrix(W, form), rank).dense(), tuple(W.shape), form).contiguous(), None
