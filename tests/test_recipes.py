@@ -195,6 +195,14 @@ def test_the_size_of_condlr_is_that_of_the_deployed_net(ratio):
     assert found == expected <= limit
 
 
+@pytest.mark.parametrize("form", ["channel", "spatial", "tucker2"])
+def test_the_deployed_size_of_every_form_is_counted_without_building_it(form):
+    run = RECIPES["cstar/lenet5-mnist"](mode="dense", tiny=True)
+    method, net = CondLR(keep=0.3, form=form), run.model.build(run.data.spec)
+    expected = stages.deployed(method, net)
+    assert expected == sum(p.numel() for p in deploy(method.prepare(net)).parameters())
+
+
 def test_settings_of_the_paper_that_are_confirmed():
     for name in COMPRESSED:
         attack = RECIPES[name](mode="dense").objective.attack

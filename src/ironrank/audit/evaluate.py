@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ironrank import __version__
 from ironrank.artifact import load_model
@@ -29,6 +28,7 @@ from ironrank.data import Images
 from ironrank.files import plain_json, read_json, write_json
 from ironrank.layers import Factored
 from ironrank.linalg import condition_number, orthonormality_error, singular_values
+from ironrank.ranks.cost import count_macs, count_params
 from ironrank.settings import encode
 from ironrank.surgery import deploy, weighted_layers
 from ironrank.training.run import decode_run
@@ -202,36 +202,17 @@ def describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
     }
 
 
-def count_macs(model: nn.Module, x: Tensor) -> int:
-    """Count the multiply-adds of a forward pass, from the operations that really run (half of torch's FLOP count).
-
-    Args:
-        model: The model.
-        x: A batch.
-
-    Returns:
-        Multiply-adds for the whole batch.
-    """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x)
-    return counter.get_total_flops() // 2
-
-
 def _size(model: nn.Module, judged: nn.Module, x: Tensor) -> dict[str, int]:
     dense = deploy(model, dense=True).eval().to(x.device)
     weights = {name: tensor.cpu().contiguous() for name, tensor in judged.state_dict().items()}
     return {
-        "params_dense": _params(dense),
-        "params_stored": _params(model),
-        "params_deployed": _params(judged),
+        "params_dense": count_params(dense),
+        "params_stored": count_params(model),
+        "params_deployed": count_params(judged),
         "macs_dense": count_macs(dense, x),
         "macs": count_macs(judged, x),
         "bytes": len(to_bytes(weights)),
     }
-
-
-def _params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import torch
 from torch import nn
 
 from ironrank.data import DataSpec
 from ironrank.errors import IronrankError, nearest
+from ironrank.layers import parts
 from ironrank.methods import CSTAR, SVD, CondLR, Dense, Method
 from ironrank.models import Model, count, width_for
 from ironrank.optim import Optimizer
@@ -141,9 +143,8 @@ def deployed(method: CondLR, net: nn.Module) -> int:
     """
     total = sum(parameter.numel() for parameter in net.parameters())
     for row in method.plan(net, core=True).rows:
-        if isinstance(row.rank, int):
-            n, m = row.shape[0], int(torch.Size(row.shape[1:]).numel())
-            total -= max(0, n * m - row.rank * (n + m))
+        if row.rank is not None:
+            total -= max(0, math.prod(row.shape) - sum(parts(row.shape, row.form, row.rank)))
     return total
 
 
