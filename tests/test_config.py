@@ -294,7 +294,18 @@ def test_compress_takes_the_run_with_another_method(dense_folder: Path) -> None:
     run, old = compress_run(dense_folder), decode_run(encode(lenet("mode=dense", "epochs=5")))
     assert (run.method, run.start, run.epochs, run.seed) == (SVD(), str(dense_folder), 3, 4)
     assert isinstance(run.objective, Madry) and run.data.folder == "there"
-    assert (run.recipe, run.model, run.optimizer) == (old.recipe, old.model, old.optimizer)
+    assert (run.recipe, run.model) == (old.recipe, old.model)
+
+
+def test_compress_trains_free_factors_at_a_tenth_of_the_learning_rate(dense_folder: Path) -> None:
+    """As recipes do: at the full one they diverge. What is set by hand is taken as it is."""
+    old = decode_run(encode(lenet("mode=dense"))).optimizer
+    gentle = dataclasses.replace(old, lr=old.lr / 10)
+    assert [compress_run(dense_folder, m).optimizer for m in ("svd", "uv", "condlr")] == [gentle, gentle, old]
+    stages = compress_run(dense_folder, "cstar")
+    assert (stages.start.optimizer, stages.optimizer) == (old, gentle)
+    assert compress_run(dense_folder, "svd", optimizer=old).optimizer == old
+    assert compress_run(dense_folder, "svd", ["optimizer.lr=0.07"]).optimizer.lr == 0.07
 
 
 def test_compress_takes_overrides(dense_folder: Path) -> None:

@@ -1,11 +1,12 @@
 """Runs that compress a trained net: that of a run folder, a saved one, or a module in memory.
 
-    method             stages                                              epochs
-    svd, uv, condlr    the method, from the net's weights                  half of the earlier training's
-    cstar              the method; then fine-tuning in factored form       half, and half
+    method     stages                                          epochs                           learning rate
+    svd, uv    the method, from the net's weights              half of the earlier training's   a tenth
+    condlr     the method, from the net's weights              half of the earlier training's   the same
+    cstar      the method; then fine-tuning in factored form   half, and half                   the same, and a tenth
 
-Fine-tuning is plain (`ironrank.methods.Dense` trains the factors as they are), or, with a condition, CondLR's. It
-takes a tenth of the learning rate: at the full one free factors of trained weights diverge within a few steps.
+Fine-tuning is plain (`ironrank.methods.Dense` trains the factors as they are), or, with a condition, CondLR's. At the
+full learning rate free factors of trained weights diverge within a few steps. What is set by hand is taken as it is.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from ironrank.data import Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.files import read_json
 from ironrank.models import Given, Model
-from ironrank.recipes.stages import fine_tuned
+from ironrank.recipes.stages import fine_tuned, gentle
 from ironrank.settings import hints_of
 from ironrank.training import Run, decode_run, initial_model
 
 TWO_STAGES = ("cstar",)
+FREE = ("svd", "uv")  # they train factors without constraint
 
 
 def compress_run(
@@ -68,6 +70,8 @@ def compress_run(
     run = _source(folder, settings, pairs)
     if method not in TWO_STAGES and "epochs" not in settings:
         run = dataclasses.replace(run, epochs=(run.epochs + 1) // 2)
+    if method in FREE and "optimizer" not in settings:
+        run = dataclasses.replace(run, optimizer=gentle(run))
     sized = [] if budget is None else [("method.budget", budget)]
     run = override(run, [("method", method), *sized, *pairs])
     return fine_tuned(run, condition) if method in TWO_STAGES else run

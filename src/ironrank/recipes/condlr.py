@@ -22,7 +22,7 @@ from ironrank.errors import IronrankError, nearest
 from ironrank.methods import SVD, UV, CondLR, Dense, Method
 from ironrank.models import VGG16, LeNet5, WideResNet
 from ironrank.optim import SGD, Steps
-from ironrank.recipes.stages import GENTLER
+from ironrank.recipes.stages import gentle
 from ironrank.training import Run
 
 MODES = ("dense", "svd", "uv", "condlr")
@@ -170,7 +170,6 @@ def staged(run: Run, mode: str, nominal: int, tau: float) -> Run:
     if mode != "svd":
         return dataclasses.replace(run, method=methods[mode])
     first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
-    gentle = dataclasses.replace(run.optimizer, lr=run.optimizer.lr / GENTLER)
     return dataclasses.replace(
-        run, method=methods["svd"], epochs=run.epochs // 2, start=first, optimizer=gentle
+        run, method=methods["svd"], epochs=run.epochs // 2, start=first, optimizer=gentle(run)
     )

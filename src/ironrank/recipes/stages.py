@@ -79,7 +79,7 @@ def _from_dense(run: Run, mode: str, ratio: float, tau: float) -> Run:
     budget = f"params={ratio:g}x"
     if mode == "svd":
         svd = SVD(budget=budget, last="low-rank")
-        return dataclasses.replace(run, epochs=later, start=dense, method=svd, optimizer=_gentle(run))
+        return dataclasses.replace(run, epochs=later, start=dense, method=svd, optimizer=gentle(run))
     method = CSTAR(budget=budget, last="low-rank", every=_every(run, later // 2))
     return fine_tuned(
         dataclasses.replace(run, epochs=later, start=dense, method=method), None if mode == "cstar" else tau
@@ -160,10 +160,9 @@ def fine_tuned(run: Run, condition: float | None = None) -> Run:
     """
     first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
     method: Method = Dense() if condition is None else CondLR(tau=condition)
-    return dataclasses.replace(
-        run, start=first, method=method, optimizer=_gentle(run), epochs=run.epochs // 2
-    )
+    return dataclasses.replace(run, start=first, method=method, optimizer=gentle(run), epochs=run.epochs // 2)
 
 
-def _gentle(run: Run) -> Optimizer:
+def gentle(run: Run) -> Optimizer:
+    """Return the optimizer of a run with a tenth of its learning rate, for factors of trained weights."""
     return dataclasses.replace(run.optimizer, lr=run.optimizer.lr / GENTLER)
