@@ -21,7 +21,7 @@ from ironrank.training.diagnosis import blown_up
 from ironrank.training.folder import check_folder, keep_lines
 from ironrank.training.held import CHECKPOINT, Held
 from ironrank.training.looking import Look, look
-from ironrank.training.processes import average_gradients, barrier, join
+from ironrank.training.processes import agreed, average_gradients, barrier, join, share_buffers
 from ironrank.training.progress import Event, Watcher, watching
 from ironrank.training.run import Run
 from ironrank.training.start import check_model, fresh
@@ -74,7 +74,7 @@ def train(
         run, out, start, model
     )  # whatever is wrong with data or settings shows here, before anything is written
     job.open_folder()
-    with watching(console, job.steps, job.progress.step) as watcher:
+    with watching(console, job.steps, job.progress.epoch * job.epoch_steps) as watcher:
         while not job.ended and not (until is not None and job.progress.epoch >= until):
             job.epoch(watcher)
     if job.ended:
@@ -96,6 +96,7 @@ class _Job(Held):
             watcher.step(f"loss {loss.item():.4f}  {speed:.0f} images/s")
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise IronrankError(self._blown_up("not finite in its weights"))
+        share_buffers(self.model)
         seen = self.look()
         if seen is not None and seen.gap > self.run.guard.gap:
             self.roll_back(seen, watcher)
@@ -161,7 +162,8 @@ class _Job(Held):
         model, attacked = self.judged, self.validation.first(self.run.validate_images)
         final = self.final(model)
         robust = robust_accuracy(final, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
-        scores = (robust, accuracy(final, self.validation))
+        robust, clean = agreed((robust, accuracy(final, self.validation)), self.run.device)
+        scores = (robust, clean)
         if scores >= self.progress.best:
             self.progress.best, self.progress.best_epoch = scores, self.progress.epoch
             self.checkpoint(BEST, model)
@@ -175,13 +177,15 @@ class _Job(Held):
         threat, guard = self.objective.threat, self.run.guard
         if threat is None or not guard.looks(self.objective) or not len(self.validation):
             return None
-        return look(self.model, self.validation.first(guard.images), threat, mix(self.run.seed, "guard"))
+        seen = look(self.model, self.validation.first(guard.images), threat, mix(self.run.seed, "guard"))
+        return Look(*agreed(seen, self.run.device))
 
     def roll_back(self, seen: Look, watcher: Watcher) -> None:
         """Go back to the last good checkpoint, and on from there with a stronger attack."""
         failed = self.progress.epoch + 1
         barrier()
         self.take_up()
+        barrier()  # none may read what the first is about to write
         self.progress.stronger += 1
         self.objective = self.objective.stronger()
         if self.rank == 0:

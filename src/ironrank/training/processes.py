@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,34 @@ def barrier() -> None:
     """Wait for all processes."""
     if process()[1] > 1:
         dist.barrier()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the first; until then running statistics are of each one's own images.
+
+    Args:
+        model: Changed in place.
+    """
+    if process()[1] > 1:
+        for buffer in (b for b in model.buffers() if b.is_floating_point()):
+            dist.broadcast(buffer, 0)
+
+
+def agreed(numbers: Sequence[float], device: torch.device | str) -> list[float]:
+    """Return the numbers of the first process, so that all processes decide alike.
+
+    Args:
+        numbers: As many in every process.
+        device: Where the processes talk.
+
+    Returns:
+        The numbers, in float64.
+    """
+    if process()[1] == 1:
+        return list(numbers)
+    told = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.broadcast(told, 0)
+    return told.tolist()
 
 
 def average_gradients(model: nn.Module, count: int) -> None:

@@ -1,0 +1,89 @@
+"""Several processes that see different images decide alike, and go on with the same numbers.
+
+Run as a program, this file is one of two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cases import tiny_run
+from ironrank.attacks import FGSM
+from ironrank.models import Given
+from ironrank.objectives import Madry
+from ironrank.training import Guard, loop, train
+from ironrank.training.looking import Look
+
+
+def test_processes_that_see_different_images_decide_alike(mnist, tmp_path):
+    """The first sees a collapse that the second does not; the second is late when both go back."""
+    change = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, __file__, str(tmp_path / "meeting"), mnist, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=change, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert [entry["objective"] for entry in first] == ["madry, PGD-2 Linf"] * 5, (
+        "one epoch again, four, no patience"
+    )
+    assert first == second
+
+
+class Told:
+    """What this process is told to have seen: the ranks disagree about the collapse, and about every score."""
+
+    def __init__(self, rank: int) -> None:
+        self.looks = iter([Look(0.9, 0.1 if rank == 0 else 0.8)])
+        self.scores = iter([0.1, 0.5, 0.4, 0.3] if rank == 0 else [0.5, 0.4, 0.3, 0.6])
+
+    def look(self, *_):
+        return next(self.looks, Look(0.5, 0.5))
+
+    def robust(self, *_, **__):
+        return next(self.scores)
+
+
+def main(meeting: str, mnist: str, out: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    told, entries, (epoch, take_up) = Told(rank), [], (loop._Job.epoch, loop._Job.take_up)
+    loop.look, loop.robust_accuracy = told.look, told.robust
+
+    def late(job):
+        time.sleep(rank)
+        take_up(job)
+
+    def watched(job, watcher):
+        epoch(job, watcher)
+        statistics = [b.flatten().tolist() for b in job.model.buffers()]
+        entries.append(
+            {"objective": job.objective.describe(), "lines": job.progress.lines, "buffers": statistics}
+        )
+
+    loop._Job.take_up, loop._Job.epoch = late, watched
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
+    run = tiny_run(mnist, model=Given(), objective=Madry(attack=FGSM(eps=0.05)), epochs=9, batch_size=16,
+                   guard=Guard(patience=2))  # fmt: skip
+    train(run, Path(out) / "run", model=net)
+    (Path(out) / f"{rank}.json").write_text(json.dumps(entries))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], int(sys.argv[4]))
