@@ -40,8 +40,9 @@ class Guard(Settings):
     patience: int = setting(0, "epochs without a new best after which training ends; 0 is never", ge=0)
 
     def looks(self, objective: Objective) -> bool:
-        """Return whether training on this objective can collapse: its attack has fewer steps than the guard's."""
-        return self.gap < 1 and objective.threat is not None and 0 < objective.attack_steps < STEPS
+        """Return whether to look: the attack has fewer steps than the guard's, and there is a stronger one."""
+        weak = objective.threat is not None and 0 < objective.attack_steps < STEPS
+        return self.gap < 1 and weak and objective.stronger() != objective  # else it would go back forever
 
 
 def strengthened(objective: Objective, times: int) -> Objective:
