@@ -16,6 +16,7 @@ from ironrank.attacks import FGSM, FGSMRS, NFGSM, PGD, Attack
 from ironrank.errors import IronrankError
 from ironrank.layers import FactoredLinear
 from ironrank.objectives import OBJECTIVES, Clean, Distill, Free, Madry, Mart, Memory, Robust, Trades
+from ironrank.objectives.awp import perturbed
 from ironrank.objectives.mart import lead
 
 ATTACK = PGD(eps=0.1, steps=3)
@@ -496,6 +497,14 @@ def test_distillation_asks_for_its_teacher():
     assert not any(p.requires_grad for p in memory.teacher.parameters())
 
 
+@pytest.mark.parametrize("style", ["rslad", "adaad"])
+@pytest.mark.parametrize("classes", [1, 7])
+def test_a_teacher_of_other_classes_is_refused(style, classes):
+    (x, y), teacher = batch(), nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    with pytest.raises(IronrankError, match=f"{classes} and 3 classes"):
+        Distill(attack=ATTACK, style=style)(network(), x, y, memory=Memory(teacher=teacher))
+
+
 def test_the_teacher_learns_nothing_and_keeps_its_statistics():
     net, (x, y) = network(), batch()
     memory = OBJECTIVE_CASES["distill"].memory(net)
@@ -553,6 +562,16 @@ def test_awp_moves_matrices_only_and_each_by_its_share():
     for key, w in first.items():
         v = second[key] - w
         assert v.norm() == pytest.approx(0.05 * w.norm().item() if w.ndim > 1 else 0.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e25])
+def test_awp_moves_as_far_whatever_the_size_of_the_gradient(size):
+    net = nn.Linear(3, 3, bias=False).requires_grad_()
+    with torch.no_grad():
+        net.weight.fill_(10.0)
+    worse = perturbed(net, lambda run: run(torch.eye(3)).sum() * size, gamma=0.5)
+    expected = 15.0 if size else 10.0
+    torch.testing.assert_close(worse(torch.eye(3)), torch.full((3, 3), expected))
 
 
 def test_awp_needs_weights_that_learn():

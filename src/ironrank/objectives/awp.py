@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ironrank.attacks.threat import steepest
 from ironrank.errors import IronrankError
 from ironrank.objectives.base import Net
 
@@ -51,4 +52,5 @@ def perturbed(model: Net, loss: Callable[[Net], Tensor], gamma: float) -> Net:
 
 def _step(w: Tensor, g: Tensor, gamma: float) -> Tensor:
     """Return v of equation (1); zero where the gradient is."""
-    return g * (gamma * w.norm() / g.norm().clamp_min(torch.finfo(g.dtype).tiny))
+    direction = steepest(g[None], "L2")[0]  # squares of the tiny gradients of a saturated loss would vanish
+    return gamma * w.norm() * direction

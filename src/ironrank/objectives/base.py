@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ironrank.errors import IronrankError
 from ironrank.settings import Settings, setting
 
 Net = Callable[[Tensor], Tensor]
@@ -144,5 +145,11 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
     Example:
         >>> round(divergence(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.0, 1.0]])).item(), 4)
         0.1201
+
+    Raises:
+        IronrankError: If the two know different numbers of classes.
     """
+    if target.shape != logits.shape:
+        raise IronrankError(f"answers over {target.shape[-1]} and {logits.shape[-1]} classes: they cannot be compared; "
+                            "take nets of the same data")  # fmt: skip
     return F.kl_div(log_probabilities(logits), target, reduction="none", log_target=True).sum(1)
