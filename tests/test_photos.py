@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +50,42 @@ def test_a_photo_is_scaled_and_cut_in_the_middle(tmp_path: Path) -> None:
     assert x.shape == (3, 56, 56) and torch.equal(x[0], x[1])
     columns = x[0].mean(0)
     assert columns[12:44].min() == 255 and columns[:12].max() == columns[44:].max() == 0
+
+
+def test_the_middle_of_a_thin_photo_is_scaled_alone(tmp_path: Path) -> None:
+    """Scaled whole it would be 256 x 7,680,000 pixels."""
+    photo = Image.new("RGB", (1, 30_000))
+    photo.paste((0, 250, 0), (0, 14_000, 1, 16_000))
+    photo.save(tmp_path / "thin.png")
+    x = decode(tmp_path / "thin.png", 224)
+    assert x.shape == (3, 224, 224) and bool((x[1] == 250).all() and (x[0] == 0).all())
+
+
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (500, 333), (40, 40)])
+def test_decoding_agrees_with_scaling_the_whole_and_cutting(size: tuple[int, int], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    photo = Image.fromarray(pixels.numpy())
+    photo.save(tmp_path / "a.png")
+    w, h = (max(56, round(64 / min(size) * length)) for length in size)
+    left, top = (w - 56) // 2, (h - 56) // 2
+    whole = photo.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
+    difference = decode(tmp_path / "a.png", 56).int() - pil_to_tensor(whole)
+    assert difference.abs().max() <= 1
+
+
+def pil_to_tensor(photo) -> torch.Tensor:
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1).int()
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    """A header that promises 50,000 x 50,000 pixels."""
+    head = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(10))), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with refuses("bomb.png", "is no image"):
+        decode(tmp_path / "bomb.png", 32)
 
 
 def test_photos_are_decoded_when_asked_for(folder: Path, monkeypatch) -> None:

@@ -102,7 +102,7 @@ def decode(file: Path, side: int) -> Tensor:
     Raises:
         IronrankError: If it is no image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(file) as photo:
@@ -111,12 +111,19 @@ def decode(file: Path, side: int) -> Tensor:
                 "RGB", (shorter, shorter)
             )  # a JPEG file is decoded at a fraction of its size where that is enough
             small = photo.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise IronrankError(
             f"{file} is no image that Pillow reads ({error}): remove it or fetch it again"
         ) from None
     scale = shorter / min(small.size)
-    w, h = (max(side, round(scale * length)) for length in small.size)
-    left, top = (w - side) // 2, (h - side) // 2
-    small = small.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+    (left, right), (top, bottom) = (_middle(length, scale, side) for length in small.size)
+    box = (left, top, right, bottom)  # scaled alone: the rest of a thin photo may be huge
+    cut = small.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()
+
+
+def _middle(length: int, scale: float, side: int) -> tuple[float, float]:
+    """Return what becomes the middle ``side`` pixels of a length, in pixels of before the scaling."""
+    scaled = max(side, round(scale * length))
+    start = (scaled - side) // 2
+    return start * length / scaled, (start + side) * length / scaled
