@@ -17,6 +17,7 @@ from ironrank.errors import IronrankError
 from ironrank.files import (
     plain_json,
     read_json,
+    read_lines,
     read_tensors,
     write_atomically,
     write_json,
@@ -172,6 +173,11 @@ def test_json_says_null_for_what_it_cannot_say(tmp_path):
     assert read_json(tmp_path / "x.json") == plain_json(value) == expected
     (tmp_path / "x.json").write_text('{"a": ')
     refused(lambda: read_json(tmp_path / "x.json"), "x.json is damaged: not JSON")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    refused(lambda: read_json(tmp_path / "deep.json"), "deep.json is damaged: not JSON")
+    refused(lambda: read_lines(tmp_path / "deep.json"), "deep.json is damaged: not JSON")
+    (tmp_path / "x.jsonl").write_text('{"epoch": 1}\n[1]\n')
+    refused(lambda: read_lines(tmp_path / "x.jsonl"), "x.jsonl is damaged: a line is no JSON object")
     refused(lambda: read_json(tmp_path / "y.json"), "cannot read", "y.json")
     (tmp_path / "z.json").write_bytes(b"\xff\xfe{")
     refused(lambda: read_json(tmp_path / "z.json"), "z.json")

@@ -19,6 +19,7 @@ from ironrank.attacks import ATTACKS, PGD
 from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.data import Stream, mix, split
 from ironrank.errors import IronrankError
+from ironrank.files import read_tensors, write_tensors
 from ironrank.linalg import condition_number
 from ironrank.methods import CSTAR, SVD, UV, CondLR, Dense
 from ironrank.models import LeNet5, ResNet18
@@ -271,6 +272,29 @@ def test_a_model_file_is_no_checkpoint(mnist, tmp_path):
     folder = train(run, tmp_path / "run")
     (folder / "checkpoint.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     refused(lambda: train(run, folder, resume=True), "is no checkpoint: its header is incomplete")
+
+
+@pytest.mark.parametrize("change", [
+    {"stronger": 10**9}, {"step": "3"}, {"lines": -1}, {"best": [0.5]}, {"best": None}, {"more": 1},
+])  # fmt: skip
+def test_a_header_that_cannot_be_is_refused(change, mnist, tmp_path):
+    run = tiny_run(mnist, objective=Madry(attack=PGD(eps=0.1, steps=2)), epochs=2)
+    path = train(run, tmp_path / "run", until=1) / "checkpoint.safetensors"
+    tensors, notes = read_tensors(path)
+    notes["progress"] = json.dumps(json.loads(notes["progress"]) | change)
+    write_tensors(path, tensors, notes)
+    refused(lambda: load_checkpoint(path), "is no checkpoint: its header is incomplete")
+
+
+@pytest.mark.parametrize(
+    "key", ["optimizer/x/momentum_buffer", "optimizer/99/momentum_buffer", "optimizer/-3"]
+)
+def test_moments_of_no_parameter_are_refused(key, mnist, tmp_path):
+    run = tiny_run(mnist)
+    path = train(run, tmp_path / "run", until=1) / "checkpoint.safetensors"
+    tensors, notes = read_tensors(path)
+    write_tensors(path, tensors | {key: torch.zeros(1)}, notes)
+    refused(lambda: train(run, tmp_path / "run", resume=True), "has other parameters than the model")
 
 
 def test_a_mistake_leaves_no_folder_that_stands_in_the_way(mnist, tmp_path):

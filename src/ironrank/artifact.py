@@ -173,7 +173,7 @@ def read_layout(notes: dict[str, str], path: Path) -> Layout:
     """
     try:
         layout = json.loads(notes["layout"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         layout = None
     if not isinstance(layout, dict) or not isinstance(layout.get("layers"), dict):
         raise IronrankError(f"{path} carries no layout: it was not written by ironrank, or is damaged")

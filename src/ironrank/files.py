@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise IronrankError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IronrankError(f"{path} is damaged: not JSON ({error}); restore it or run again") from None
 
 
@@ -150,6 +150,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as error:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
         raise IronrankError(f"{path} is damaged: not JSON ({error}); train again") from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise IronrankError(f"{path} is damaged: a line is no JSON object; train again")
+    return lines

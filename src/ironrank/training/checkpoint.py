@@ -23,6 +23,8 @@ from ironrank.artifact import Layout, read_layout
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors, write_tensors
 
+MOST_ALARMS = 64  # each doubles the steps of an attack
+
 
 @dataclass
 class Progress:
@@ -115,10 +117,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors, notes = read_tensors(path)
     layout = read_layout(notes, path)
     try:
-        progress = Progress(**json.loads(notes["progress"]))
-        progress.best = (float(progress.best[0]), float(progress.best[1]))
+        progress = _progress(json.loads(notes["progress"]))
         numbers = dict(json.loads(notes["numbers"]))
-    except (KeyError, ValueError, TypeError, IndexError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise IronrankError(f"{path} is no checkpoint: its header is incomplete; train again") from None
 
     def part(head: str) -> dict[str, Tensor]:
@@ -126,6 +127,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     return Checkpoint(layout, progress, part("model/"), part("state/"), part("objective/"), part("average/"),
                       part("optimizer/"), numbers)  # fmt: skip
+
+
+def _progress(values: dict[str, Any]) -> Progress:
+    """Read what `vars` made of a progress; ValueError or TypeError where it cannot be one."""
+    robust, clean = values.pop("best")
+    progress = Progress(**values, best=(float(robust), float(clean)))
+    counts = [value for key, value in vars(progress).items() if key != "best"]
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or progress.stronger > MOST_ALARMS:
+        raise ValueError("counts")
+    return progress
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
@@ -139,10 +150,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
         IronrankError: If the moments do not fit the optimizer's parameters.
     """
     state: dict[int, dict[str, Any]] = {}
-    for key, value in [*checkpoint.moments.items(), *checkpoint.numbers.items()]:
-        index, name = key.split("/", 1)
-        state.setdefault(int(index), {})[name] = value
     whole = optimizer.state_dict()
-    if any(index >= sum(len(group["params"]) for group in whole["param_groups"]) for index in state):
+    known = range(sum(len(group["params"]) for group in whole["param_groups"]))
+    for key, value in [*checkpoint.moments.items(), *checkpoint.numbers.items()]:
+        index, _, name = key.partition("/")
+        state.setdefault(int(index) if index.isdecimal() else -1, {})[name] = value
+    if not state.keys() <= set(known):
         raise IronrankError("the checkpoint's optimizer has other parameters than the model: train again")
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
