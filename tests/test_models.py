@@ -1,6 +1,7 @@
 """Models: known sizes, used shortcuts, plain twins, layouts and export."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -297,6 +298,9 @@ def test_the_width_of_the_whole_network_is_at_least_one():
 def test_a_narrow_network_that_cannot_be_is_refused():
     with pytest.raises(IronrankError, match=r"at most 10 parameters: the narrowest has [\d,]+; allow more"):
         width_for(LeNet5(), MNIST, 10)
+    for endless in (math.inf, math.nan):
+        with pytest.raises(IronrankError, match="a finite number is needed"):
+            width_for(LeNet5(), MNIST, endless)
     with pytest.raises(IronrankError, match="given has no width"):
         width_for(Given(), MNIST, 1000)
 

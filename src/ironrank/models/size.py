@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import torch
 
@@ -43,7 +44,8 @@ def width_for(model: Model, spec: DataSpec, params: float) -> float:
         falls as the width grows. Widths between two steps of all channel numbers mean the same network.
 
     Raises:
-        IronrankError: If the architecture has no width, or one channel everywhere is too large already.
+        IronrankError: If the architecture has no width, the number is not finite, or one channel everywhere is too
+            large already.
 
     Example:
         >>> from ironrank.models.lenet5 import LeNet5
@@ -59,6 +61,8 @@ def width_for(model: Model, spec: DataSpec, params: float) -> float:
         return count(dataclasses.replace(model, width=steps / _STEPS), spec)  # type: ignore[call-arg]
 
     low, high = 1, _STEPS
+    if not math.isfinite(params):
+        raise IronrankError(f"{model.label()} of at most {params} parameters: a finite number is needed")
     if size(low) > params:
         raise IronrankError(
             f"{model.label()} of at most {params:,.0f} parameters: the narrowest has {size(low):,}; allow more"
