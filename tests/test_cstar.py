@@ -343,6 +343,17 @@ def test_the_attachment_ends_with_finish():
     assert attached.steps == 1, "neither optimizer is accompanied any more"
 
 
+def test_weights_that_are_not_finite_are_named_in_one_line():
+    fit = Fit(CSTAR(budget="params=2x", every=1, choose=0, **FREE), SGD(lr=0.1), begun=False)
+    fit.method.attach(fit.model, fit.built)
+    F.cross_entropy(fit.model(fit.x), fit.y).backward()
+    for p in fit.model.parameters():
+        p.grad.fill_(torch.nan)
+    with pytest.raises(IronrankError, match="attach: weights or gradients are not finite") as error:
+        fit.built.step()
+    assert "\n" not in str(error.value)
+
+
 def test_attached_refuses_what_it_cannot_serve():
     net, (x, y) = small_net(), small_batch()
     with pytest.raises(IronrankError, match="the optimizer does not hold the weight of layer '3'"):

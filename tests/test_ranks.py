@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cases import small_batch, small_net
 from ironrank.data import DataSpec
 from ironrank.errors import IronrankError
 from ironrank.layers import factored_kind, full_rank, parts
 from ironrank.linalg import hooi, hosvd, truncated_svd
 from ironrank.models import VGG16, LeNet5, ResNet18
+from ironrank.objectives import Clean
 from ironrank.ranks import (
     Menu,
     Option,
@@ -614,6 +616,14 @@ def test_whitening_changes_the_choice_for_the_better():
         return total
 
     assert loss(moments) < 0.6 * loss(None)
+
+
+def test_the_sensitivity_of_a_frozen_weight_is_measured_all_the_same():
+    net, batch = small_net(), small_batch()
+    free = sensitivity(net, ["0", "3"], Clean(), [batch])
+    net[3].weight.requires_grad_(False)
+    assert sensitivity(net, ["0", "3"], Clean(), [batch]) == free
+    assert [net[k].weight.requires_grad for k in (0, 3)] == [True, False]
 
 
 def test_sensitivity_changes_the_choice_for_the_better():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,16 @@ from ironrank.errors import IronrankError
 from ironrank.surgery import factored_layers
 
 _PATIENCE = 20  # training forwards without one optimizer step before the warning
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Say what it means where a decomposition fails."""
+    try:
+        yield
+    except torch.linalg.LinAlgError:
+        raise IronrankError("attach: weights or gradients are not finite, or about to become so: "
+                            "lower the learning rate") from None  # fmt: skip
 
 
 class Attached:
@@ -79,10 +91,12 @@ class Attached:
             raise IronrankError(
                 "attach works with optimizer.step() without a closure: compute the gradients before it"
             )
-        self._ahead(optimizer)
+        with _one_line():
+            self._ahead(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self._behind()
+        with _one_line():
+            self._behind()
         self.steps += 1
 
     def _on_forward(self, model: nn.Module, args: tuple) -> None:

@@ -7,8 +7,9 @@ layers, this is exact. The spatial and the Tucker-2 form mix positions in their 
 mean moment of vertical strips, and of single channel vectors, as if different positions were uncorrelated.
 
 Sensitivity. To second order, near a minimum, a change D of a weight raises the loss by about ``sum F_ij D_ij^2 /
-2``, with F the squared gradient (a diagonal Fisher matrix). One number for each layer, the mean of F, multiplies
-its errors.
+2``, with F the diagonal of the Fisher matrix, the mean squared gradient of a single example. In its place stands the
+squared gradient of a batch, which is in proportion to F where the mean gradient is small against its noise. One number
+for each layer, the mean over its entries, multiplies its errors.
 
     C (c K, c K)     in the order of ``weight.flatten(1)``; summed in float64 from products of float64 columns
     L                lower triangular, of C plus a ridge of 1e-6 times its mean diagonal
@@ -206,11 +207,16 @@ def sensitivity(
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     totals = dict.fromkeys(weights, 0.0)
     modes = {module: module.training for module in model.modules()}
+    still = [weight for weight in weights.values() if not weight.requires_grad]
     model.eval()
     try:
+        for weight in still:
+            weight.requires_grad_(True)
         for squares in _squared_gradients(model, weights, objective, batches, seed):
             totals = {name: totals[name] + square for name, square in squares.items()}
     finally:
+        for weight in still:
+            weight.requires_grad_(False)
         for module, training in modes.items():
             module.training = training
     mean = sum(totals.values()) / max(len(totals), 1)
