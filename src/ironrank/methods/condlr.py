@@ -27,7 +27,8 @@ One step, from the gradients gU, gS, gV of one backward pass:
 
 A Tucker-2 convolution has a core S (r1, r2, *k) with the unfoldings ``S_(1)`` (r1, r2 K) by output and ``S_(2)``
 (r2, r1 K) by input channels. There (1) takes ``S_(1) S_(1)^T`` for U and ``S_(2) S_(2)^T`` for V, and (4) acts on
-``S_(1)``: the bound is one on the condition number of the kernel unfolded by output channels. This is ours. In the
+``S_(1)``: the bound is one on the condition number of the kernel unfolded by output channels. ``S_(2)`` has none, so
+the steps of V may be large where it is ill-conditioned (``correction="scalar"`` keeps them small). This is ours. In the
 spatial form all is as for a matrix, with the one that the form holds.
 
 Deviations from the published code, all on purpose: the correction there is the scalar ``(s_min/s_max)^2`` (or a
