@@ -174,11 +174,11 @@ def test_list_tells_default_bounds_and_paper() -> None:
     assert rows["tau"] == {"field": "tau", "default": 0.1, "meaning": "allowed excess of the condition number",
                            "allowed": "number >= 0", "paper": "0, 0.1, 0.5"}  # fmt: skip
     assert rows["keep"]["allowed"] == "number > 0, <= 1"
-    assert rows["ranks"]["allowed"] == "JSON: whole number by name"
+    assert rows["ranks"]["allowed"] == "JSON: whole number or list of whole numbers by name"
     assert rows["exclude"]["allowed"] == "list of texts"
     assert rows["centre"]["allowed"] == "mean, rms"
     rows = {row["field"]: row for row in catalog.settings_of("run", "run")["settings"]}
-    assert rows["method"]["allowed"] == "dense, svd, uv, condlr"
+    assert rows["method"]["allowed"] == "dense, svd, uv, condlr, cstar"
     assert rows["channels_last"]["allowed"] == "true, false"
     assert rows["start"]["allowed"] == "text, none"
     assert "recipe" not in rows

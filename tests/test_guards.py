@@ -102,7 +102,7 @@ def test_a_net_that_fools_its_attack_is_caught_in_training(mnist, tmp_path):
     folder = train(run, tmp_path / "run", model=Wavy(0.1))
     events = events_of(folder)
     assert [event["goes_on_with"] for event in events] == [f"madry, PGD-{k} Linf" for k in (2, 4, 8, 16)]
-    assert all(event["guard_single"] == 1 and event["guard_multi"] < 0.2 for event in events)
+    assert all(event["guard_single"] - event["guard_multi"] > Guard().gap for event in events)
     train(dataclasses.replace(run, objective=Clean()), tmp_path / "clean", model=Wavy(0.1))
     assert not events_of(tmp_path / "clean")
 

@@ -155,6 +155,8 @@ def _allowed(hint: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _word(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_word(option) for option in get_args(kind))
     if get_origin(kind) is tuple:
         return f"list of {_word(get_args(kind)[0])}s"
     if get_origin(kind) is dict:
