@@ -20,14 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from grid import Cell, parser, run_all
+from grid import Cell, mean, parser, run_all, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.audit import accuracy, withstood
 from ironrank.audit.evaluate import for_inference
-from ironrank.config import build_run
+from ironrank.config import build_run, shorthand
+from ironrank.errors import IronrankError
 from ironrank.files import read_json, write_json, write_text
 from ironrank.training import Run
 
@@ -49,12 +48,15 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
         yield f"dense_s{seed}", make("dense", options.ratios[0])
         for ratio in options.ratios:
             for mode in options.modes:
-                yield f"{mode}_{ratio:g}x_s{seed}", make(mode, ratio)
+                try:
+                    yield f"{mode}_{ratio:g}x_s{seed}", make(mode, ratio)
+                except IronrankError as error:  # a net that no rank or width makes small enough
+                    print(f"{mode} at {ratio:g}x is left out: {error}", flush=True)
 
 
 def _run(options: argparse.Namespace, seed: int, mode: str, ratio: float) -> Run:
     given = [f"mode={mode}", f"ratio={ratio:g}", *([f"epochs={options.epochs}"] if options.epochs else [])]
-    return build_run(options.recipe, [*given, *options.set], data=options.data, seed=seed)
+    return build_run(options.recipe, [*given, *options.set, *shorthand(options.data, seed)])
 
 
 def judge(folder: Path, run: Run, n: int, steps: int) -> dict[str, Any]:
@@ -67,10 +69,10 @@ def judge(folder: Path, run: Run, n: int, steps: int) -> dict[str, Any]:
     curve = {}
     for factor in CURVE:
         hits = withstood(net, images.first(200), PGD(eps=factor * eps), 0) if factor else None
-        curve[f"{factor * eps:.4g}"] = accuracy(net, images.first(200)) if hits is None else _mean(hits)
+        curve[f"{factor * eps:.4g}"] = accuracy(net, images.first(200)) if hits is None else mean(hits)
     return {
         "clean": accuracy(net, images),
-        "robust": {**{loss: _mean(hits) for loss, hits in by.items()}, "worst": _mean(by["ce"] & by["margin"])},
+        "robust": {**{loss: mean(hits) for loss, hits in by.items()}, "worst": mean(by["ce"] & by["margin"])},
         "attack": f"PGD-{steps} x5, Linf {eps:.4g}, worst of cross-entropy and margin",
         "n": n,
         "curve": curve,
@@ -82,10 +84,6 @@ def _eps(run: Run) -> float:
     threat = run.objective.threat
     assert threat is not None
     return threat[1]
-
-
-def _mean(hits: torch.Tensor) -> float:
-    return hits.double().mean().item()
 
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
@@ -124,12 +122,7 @@ def _line(row: dict[str, Any], dense: dict[str, Any] | None) -> str:
         gap = f"{100 * (statistics.mean(r['robust']['worst'] for r in dense['runs']) - statistics.mean(robust)):+.1f}"
     asked = "-" if row["ratio"] is None else f"{row['ratio']:g}x"
     cells = [asked, LABELS[row["mode"]], str(len(runs)), f"{params:,}", smaller]
-    return "| " + " | ".join([*cells, _spread([run["clean"] for run in runs]), _spread(robust), gap]) + " |"
-
-
-def _spread(values: list[float]) -> str:
-    text = f"{100 * statistics.mean(values):.2f}"
-    return text if len(values) < 2 else f"{text} ± {100 * statistics.stdev(values):.2f}"
+    return "| " + " | ".join([*cells, spread([run["clean"] for run in runs]), spread(robust), gap]) + " |"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -10,8 +10,10 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -97,3 +99,14 @@ def shared(run: Run, stages: Path) -> Run:
         finally:
             taken.rmdir()
     return dataclasses.replace(run, start=str(folder))
+
+
+def mean(hits: torch.Tensor) -> float:
+    return hits.double().mean().item()
+
+
+def spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
+    if any(value is None or math.isinf(value) for value in values):
+        return "inf"
+    text = f"{scale * statistics.mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {scale * statistics.stdev(values):.{digits}f}"

@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from grid import Cell, parser, run_all
+from grid import Cell, mean, parser, run_all, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.audit import accuracy, withstood
@@ -92,10 +89,6 @@ def judge(folder: Path, run: Run, n: int) -> dict:
     return result
 
 
-def mean(hits: torch.Tensor) -> float:
-    return hits.double().mean().item()
-
-
 def table(options: argparse.Namespace) -> dict:
     rows = []
     for row in ROWS:
@@ -112,13 +105,6 @@ def label(row: str) -> str:
         return f"CondLR {nominal}, tau {float(tau):g}"
     mode = row.rstrip("0123456789")
     return f"{LABELS[mode]} {row[len(mode) :]}".strip()
-
-
-def spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
-    if any(value is None or math.isinf(value) for value in values):
-        return "inf"
-    text = f"{scale * statistics.mean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 def markdown(result: dict) -> str:

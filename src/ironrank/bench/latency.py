@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ironrank.attacks.base import evaluation_mode
 from ironrank.bench.paired import quartiles
 from ironrank.errors import IronrankError
 
@@ -63,13 +64,10 @@ def _call(model: nn.Module, x: Tensor, clock: Callable[[], float]) -> float:
 
 @contextmanager
 def _calm(model: nn.Module, threads: int) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    model.eval()
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         torch.set_num_threads(before)
-        for module, training in modes.items():
-            module.training = training

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
-from ironrank.surgery import factored_layers
+from ironrank.surgery import layers_with_core
 
 _PATIENCE = 20  # training forwards without one optimizer step before the warning
 
@@ -142,7 +142,7 @@ class AttachedADMM(Attached):
         return self._method.finish(self._model, self.state)
 
     def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = _held(optimizer)
         for name in self._method.names(model):
             if id(model.get_submodule(name).weight) not in held:
                 raise IronrankError(f"attach: the optimizer does not hold the weight of layer '{name}'")
@@ -157,13 +157,18 @@ class AttachedADMM(Attached):
         self._method.behind(self._model, self.state, self.steps)
 
 
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Return the ids of the parameters that an optimizer holds."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 def _check_cores(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    layers = [(name, layer) for name, layer in factored_layers(model) if layer.S is not None]
+    layers = layers_with_core(model)
     if not layers:
         raise IronrankError(
             "attach: no layer of the model holds U, S and V; call ironrank.factorize(model) first"
         )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = _held(optimizer)
     for name, layer in layers:
         if any(id(factor) not in held for factor in (layer.U, layer.S, layer.V)):
             raise IronrankError(f"attach: the optimizer does not hold the factors of layer '{name}'; "

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ironrank.errors import IronrankError
 from ironrank.linalg import condition_number, orthonormality_error
 from ironrank.settings import Settings
-from ironrank.surgery import factored_layers
+from ironrank.surgery import factored_layers, layers_with_core
 
 Backward = Callable[[], Tensor]
 State = dict[str, Tensor]
@@ -137,7 +137,7 @@ class Method(Settings):
             Numbers by name: ``max_cond``, the largest condition number of a factored layer's core (of Tucker-2, of its
             unfolding by outputs), and ``orthonormality``, the largest error of a basis.
         """
-        cores = [layer for _, layer in factored_layers(model) if layer.S is not None]
+        cores = [layer for _, layer in layers_with_core(model)]
         if not cores:
             return {}
         bases = [orthonormality_error(basis.detach()) for layer in cores for basis in (layer.U, layer.V)]

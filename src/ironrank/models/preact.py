@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ironrank.data.base import DataSpec
-from ironrank.models.base import Model, activation, chain, kaiming, scaled
-from ironrank.models.blocks import PreActBlock, stage
-from ironrank.models.normalize import Normalize
-from ironrank.models.resnet import STEMS, stem
+from ironrank.models.base import Model, activation, scaled
+from ironrank.models.blocks import PreActBlock
+from ironrank.models.resnet import STEMS, residual_net, stem
 from ironrank.settings import setting
 
 
@@ -48,16 +47,8 @@ class PreActResNet18(Model):
         self._check_size(spec, 8 if self.stem == "cifar" else 32)
         sizes = [scaled(n, self.width) for n in (64, 64, 128, 256, 512)]
         last = {"bn": nn.BatchNorm2d(sizes[-1]), "act": activation(self.slope)} if self.last_norm else {}
-        net = chain({
-            "normalize": Normalize(spec.mean, spec.std),
-            **stem(self.stem, spec.shape[0], sizes[0], self.slope, norm=False),
-            **{f"stage{i}": stage(self._block, sizes[i - 1], sizes[i], 1 if i == 1 else 2, 2) for i in range(1, 5)},
-            **last,
-            "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
-            "fc": nn.Linear(sizes[-1], spec.classes),
-        })  # fmt: skip
-        kaiming(net, self.slope)
-        return net
+        first = stem(self.stem, spec.shape[0], sizes[0], self.slope, norm=False)
+        return residual_net(spec, first, sizes, self._block, 2, self.slope, last)
 
     def _block(self, inputs: int, outputs: int, stride: int) -> nn.Module:
         return PreActBlock(inputs, outputs, stride, self.slope)

@@ -9,13 +9,14 @@ Source: He et al. 2016, "Deep residual learning for image recognition"; weights 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from torch import nn
 
 from ironrank.data.base import DataSpec
 from ironrank.models.base import Model, activation, chain, conv, kaiming, scaled
-from ironrank.models.blocks import BasicBlock, stage
+from ironrank.models.blocks import BasicBlock, Block, stage
 from ironrank.models.normalize import Normalize
 from ironrank.settings import setting
 
@@ -49,15 +50,8 @@ class ResNet18(Model):
         """Return the network; see `Model.build`."""
         self._check_size(spec, 8 if self.stem == "cifar" else 32)
         sizes = [scaled(n, self.width) for n in (64, 64, 128, 256, 512)]
-        net = chain({
-            "normalize": Normalize(spec.mean, spec.std),
-            **stem(self.stem, spec.shape[0], sizes[0], self.slope),
-            **{f"stage{i}": stage(self._block, sizes[i - 1], sizes[i], 1 if i == 1 else 2, 2) for i in range(1, 5)},
-            "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
-            "fc": nn.Linear(sizes[-1], spec.classes),
-        })  # fmt: skip
-        kaiming(net, self.slope)
-        return net
+        first = stem(self.stem, spec.shape[0], sizes[0], self.slope)
+        return residual_net(spec, first, sizes, self._block, 2, self.slope)
 
     def _block(self, inputs: int, outputs: int, stride: int) -> nn.Module:
         return BasicBlock(inputs, outputs, stride, self.slope)
@@ -86,18 +80,47 @@ class ResNet20(Model):
         """Return the network; see `Model.build`."""
         self._check_size(spec, 4)
         sizes = [scaled(n, self.width) for n in (16, 16, 32, 64)]
-        net = chain({
-            "normalize": Normalize(spec.mean, spec.std),
-            **stem("cifar", spec.shape[0], sizes[0], self.slope),
-            **{f"stage{i}": stage(self._block, sizes[i - 1], sizes[i], 1 if i == 1 else 2, 3) for i in range(1, 4)},
-            "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
-            "fc": nn.Linear(sizes[-1], spec.classes),
-        })  # fmt: skip
-        kaiming(net, self.slope)
-        return net
+        first = stem("cifar", spec.shape[0], sizes[0], self.slope)
+        return residual_net(spec, first, sizes, self._block, 3, self.slope)
 
     def _block(self, inputs: int, outputs: int, stride: int) -> nn.Module:
         return BasicBlock(inputs, outputs, stride, self.slope, pad=self.shortcut == "pad")
+
+
+def residual_net(
+    spec: DataSpec,
+    first: dict[str, nn.Module],
+    sizes: list[int],
+    block: Block,
+    number: int,
+    slope: float,
+    last: dict[str, nn.Module] | None = None,
+) -> nn.Sequential:
+    """Return a residual network: first layers, stages at strides 1, 2, 2, ..., pooling, one linear layer.
+
+    Args:
+        spec: The data it is built for.
+        first: The first layers, from `stem`.
+        sizes: Channels out of the first layers and out of each stage.
+        block: Makes a block from channels in, channels out and stride.
+        number: Blocks in a stage.
+        slope: Negative slope of the activation.
+        last: Layers between the stages and the pooling.
+
+    Returns:
+        The network, its weights drawn anew.
+    """
+    steps = enumerate(itertools.pairwise(sizes), start=1)
+    net = chain({
+        "normalize": Normalize(spec.mean, spec.std),
+        **first,
+        **{f"stage{i}": stage(block, inputs, outputs, 1 if i == 1 else 2, number) for i, (inputs, outputs) in steps},
+        **(last or {}),
+        "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
+        "fc": nn.Linear(sizes[-1], spec.classes),
+    })  # fmt: skip
+    kaiming(net, slope)
+    return net
 
 
 def stem(kind: str, inputs: int, outputs: int, slope: float, norm: bool = True) -> dict[str, nn.Module]:

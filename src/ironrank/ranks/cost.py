@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ironrank.attacks.base import evaluation_mode
 from ironrank.errors import IronrankError
-from ironrank.layers.forms import FORMS, natural_form
+from ironrank.layers.forms import FORMS, natural_form, parts
 
 Array = NDArray[Any]
 
@@ -90,15 +91,14 @@ def check_wish(form: str) -> None:
 
 
 def _terms(site: Site, form: str, ranks: Array) -> list[tuple[Any, int]]:
-    n, c, K = *site.shape[:2], math.prod(site.kernel)
-    r, r2 = ranks[:, 0], ranks[:, 1]
-    if form == "channel":
-        return [(r * c * K, site.out), (r * n, site.out)]
-    if form == "spatial":
-        return [(r * c * site.kernel[0], site.between), (r * n * site.kernel[1], site.out)]
-    if form == "tucker2":
-        return [(c * r2, site.into), (r * r2 * K, site.out), (n * r, site.out)]
-    return [(np.full(len(ranks), n * c * K), site.out)]
+    if form == "dense":
+        return [(np.full(len(ranks), math.prod(site.shape)), site.out)]
+    rank: Any = (ranks[:, 0], ranks[:, 1]) if form == "tucker2" else ranks[:, 0]
+    first, rest = parts(site.shape, form, rank)  # for all ranks at once
+    return [
+        (first, {"channel": site.out, "spatial": site.between, "tucker2": site.into}[form]),
+        (rest, site.out),
+    ]
 
 
 def params(site: Site, form: str, ranks: Array) -> Array:
@@ -132,7 +132,7 @@ def first_of(example: Any) -> Any:
 
 @torch.no_grad()
 def call(model: nn.Module, example: Any) -> Any:
-    """Call a model in evaluation mode without leaving a trace; modes are restored.
+    """Call a model in evaluation mode, without gradients.
 
     Args:
         model: The model.
@@ -141,13 +141,8 @@ def call(model: nn.Module, example: Any) -> Any:
     Returns:
         What it returns.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model):
         return model(*example) if isinstance(example, tuple) else model(example)
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def sites(model: nn.Module, names: Iterable[str], example: Any = None) -> list[Site]:

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ironrank.attacks.base import evaluation_mode
 from ironrank.errors import IronrankError
 from ironrank.layers.forms import Rank, from_matrix, to_matrix
 from ironrank.linalg.precision import full_precision
@@ -206,19 +207,16 @@ def sensitivity(
     """
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     totals = dict.fromkeys(weights, 0.0)
-    modes = {module: module.training for module in model.modules()}
     still = [weight for weight in weights.values() if not weight.requires_grad]
-    model.eval()
     try:
         for weight in still:
             weight.requires_grad_(True)
-        for squares in _squared_gradients(model, weights, objective, batches, seed):
-            totals = {name: totals[name] + square for name, square in squares.items()}
+        with evaluation_mode(model):
+            for squares in _squared_gradients(model, weights, objective, batches, seed):
+                totals = {name: totals[name] + square for name, square in squares.items()}
     finally:
         for weight in still:
             weight.requires_grad_(False)
-        for module, training in modes.items():
-            module.training = training
     mean = sum(totals.values()) / max(len(totals), 1)
     if not 0 < mean < math.inf:
         raise IronrankError(

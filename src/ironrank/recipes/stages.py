@@ -29,6 +29,7 @@ from ironrank.layers import parts
 from ironrank.methods import CSTAR, SVD, CondLR, Dense, Method
 from ironrank.models import Model, count, width_for
 from ironrank.optim import Optimizer
+from ironrank.ranks.cost import count_params
 from ironrank.training import Run
 
 MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
@@ -141,7 +142,7 @@ def deployed(method: CondLR, net: nn.Module) -> int:
     Returns:
         The number; each layer counts in its smaller form.
     """
-    total = sum(parameter.numel() for parameter in net.parameters())
+    total = count_params(net)
     for row in method.plan(net, core=True).rows:
         if row.rank is not None:
             total -= max(0, math.prod(row.shape) - sum(parts(row.shape, row.form, row.rank)))

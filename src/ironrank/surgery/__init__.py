@@ -6,7 +6,8 @@ apply_plan  the same, for a plan made elsewhere
 deploy      a copy made of plain torch layers only, each factored layer in its smaller form
 """
 
-from ironrank.surgery.find import factored_layers, replace, weight_matrices, weighted_layers
+from ironrank.surgery.choose import last_match
+from ironrank.surgery.find import factored_layers, layers_with_core, replace, weight_matrices, weighted_layers
 from ironrank.surgery.planning import Pattern, plan
 from ironrank.surgery.plans import Plan, Row
 from ironrank.surgery.replacing import apply_plan, deploy, factorize
@@ -20,6 +21,8 @@ __all__ = [
     "Row",
     "Pattern",
     "factored_layers",
+    "layers_with_core",
+    "last_match",
     "weighted_layers",
     "weight_matrices",
     "replace",

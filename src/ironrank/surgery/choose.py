@@ -8,14 +8,13 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from ironrank.errors import IronrankError
-from ironrank.layers import FORMS, Rank, full_rank, natural_form
+from ironrank.layers import Rank, full_rank, natural_form
 from ironrank.layers.forms import Shape, to_matrix
 from ironrank.linalg import check_ranks, feasible_ranks
 from ironrank.ranks.cost import Site, macs
 from ironrank.ranks.keep import keep_rank
 from ironrank.ranks.menu import matrix_errors, menu
 
-WISHES = (*FORMS, "auto")
 # The errors are sums of squares in float64: what differs by less than this share of the whole is the same.
 _SAME = 1e-12
 Value = TypeVar("Value")

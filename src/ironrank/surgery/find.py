@@ -22,6 +22,11 @@ def factored_layers(model: nn.Module) -> list[tuple[str, Factored]]:
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Factored)]
 
 
+def layers_with_core(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return the factored layers that hold a core, with their full names."""
+    return [(name, layer) for name, layer in factored_layers(model) if layer.S is not None]
+
+
 def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return all linear and convolution layers, dense or factored, with their full names."""
     kinds: tuple[type[nn.Module], ...] = (Factored, *FACTORED)

@@ -12,10 +12,11 @@ from torch import nn
 from ironrank.errors import IronrankError, nearest
 from ironrank.layers import Rank, full_rank, natural_form
 from ironrank.linalg import side_by_side
+from ironrank.ranks.cost import check_wish
 from ironrank.ranks.keep import keep_rank
 from ironrank.ranks.weighting import Moments
 from ironrank.surgery.budgeted import budgeted
-from ironrank.surgery.choose import WISHES, cheapest, last_match, rank_in
+from ironrank.surgery.choose import cheapest, last_match, rank_in
 from ironrank.surgery.find import candidates
 from ironrank.surgery.plans import Plan, Row
 from ironrank.surgery.reasons import untouchable
@@ -77,7 +78,8 @@ def plan(
     include, exclude = None if include is None else list(include), list(exclude)
     ranks, forms, reasons = dict(ranks or {}), dict(forms or {}), untouchable(model)
     _check_names(model, [*ranks, *forms, *(include or []), *exclude])
-    _check_wishes([form, *forms.values()])
+    for wish in (form, *forms.values()):
+        check_wish(wish)
 
     def row(candidate: tuple[str, Any]) -> Row:
         name, layer = candidate
@@ -129,12 +131,6 @@ def _check_names(model: nn.Module, patterns: list[Pattern]) -> None:
     for pattern in patterns:
         if isinstance(pattern, str) and not any(fnmatchcase(name, pattern) for name in names):
             raise IronrankError(f"no layer matches '{pattern}': {nearest(pattern, names)}")
-
-
-def _check_wishes(wishes: list[str]) -> None:
-    for wish in wishes:
-        if wish not in WISHES:
-            raise IronrankError(f"form={wish!r}: allowed is {', '.join(WISHES)}")
 
 
 def _left_out(name: str, layer: nn.Module, include: list[Pattern] | None, exclude: list[Pattern]) -> str:

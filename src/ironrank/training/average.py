@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.methods import Method
-from ironrank.surgery import factored_layers
+from ironrank.surgery import layers_with_core
 
 
 class Average:
@@ -66,7 +66,7 @@ class Average:
         """
         averaged = copy.deepcopy(model)
         averaged.load_state_dict(self.tensors)
-        cores = [layer for _, layer in factored_layers(averaged) if layer.S is not None]
+        cores = [layer for _, layer in layers_with_core(averaged)]
         for layer in cores:
             layer.orthonormalize()
         if cores:
