@@ -19,9 +19,9 @@ from typing import Any
 from grid import Cell, parser, run_all
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
-from ironrank.audit import accuracy, evaluate
 from ironrank.data import FashionSmall
 from ironrank.files import read_json, write_json, write_text
+from ironrank.judge import accuracy, evaluate
 from ironrank.methods import UV, CondLR, Dense, Method
 from ironrank.models import LeNet5
 from ironrank.optim import SGD, Steps

@@ -23,11 +23,11 @@ from typing import Any
 from grid import Cell, mean, parser, run_all, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
-from ironrank.audit import accuracy, withstood
-from ironrank.audit.evaluate import for_inference
 from ironrank.config import build_run, shorthand
 from ironrank.errors import IronrankError
 from ironrank.files import read_json, write_json, write_text
+from ironrank.judge import accuracy, withstood
+from ironrank.judge.evaluate import for_inference
 from ironrank.training import Run
 
 MODES = ("cstar", "cstar+cond", "condlr", "svd", "narrow")

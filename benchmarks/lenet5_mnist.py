@@ -19,9 +19,9 @@ from pathlib import Path
 from grid import Cell, mean, parser, run_all, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
-from ironrank.audit import accuracy, withstood
-from ironrank.audit.evaluate import describe_layer, for_inference
 from ironrank.files import read_json, read_lines, write_json, write_text
+from ironrank.judge import accuracy, withstood
+from ironrank.judge.evaluate import describe_layer, for_inference
 from ironrank.recipes.condlr import lenet5_mnist
 from ironrank.surgery import weighted_layers
 from ironrank.training import Run

@@ -14,9 +14,9 @@ from torch import nn
 
 from cases import METHOD_CASES, Fit, holds_band, tiny_run
 from ironrank.artifact import load_model
-from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.data import mix, split
 from ironrank.errors import IronrankError
+from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.methods import CondLR, Dense
 from ironrank.optim import SGD
 from ironrank.surgery import factored_layers

@@ -21,7 +21,7 @@ FLOORS = (
     ("layers", "models", "data", "attacks"),
     ("ranks", "surgery", "optim", "objectives"),
     ("methods", "artifact"),
-    ("training", "audit", "report", "bench", "export"),
+    ("training", "judge", "report", "bench", "export"),
     ("recipes", "config", "compression", "catalog"),
     ("verbs", "console", "cli"),
 )

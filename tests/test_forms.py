@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cases import LAYERS, Fit, small_batch, small_net
 from expect import refuses
 from ironrank.artifact import layout_of, load_model, restore, save
-from ironrank.audit.evaluate import describe_layer
+from ironrank.judge.evaluate import describe_layer
 from ironrank.layers import (
     FORMS,
     FactoredConv1d,

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from expect import refuses
-from ironrank.audit.accuracy import batches
 from ironrank.data import ImageNet, Stream, photos, split
 from ironrank.data.photos import decode
+from ironrank.judge.accuracy import batches
 
 Image = pytest.importorskip("PIL.Image")
 

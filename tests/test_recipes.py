@@ -180,7 +180,7 @@ def test_the_narrow_net_and_condlr_are_of_equal_size(name):
     with torch.device("meta"):
         net = dense.model.build(dense.data.spec)
     assert isinstance(method, CondLR) and method.tau == 0.5
-    assert 0.85 * limit < stages.deployed(method, net) <= limit
+    assert 0.85 * limit < method.deployed(net) <= limit
 
 
 @pytest.mark.parametrize("ratio", [2, 8, 32, 64])
@@ -188,9 +188,9 @@ def test_the_size_of_condlr_is_that_of_the_deployed_net(ratio):
     run = RECIPES["cstar/lenet5-mnist"](mode="condlr", ratio=ratio)
     net = run.model.build(run.data.spec)
     limit = count(run.model, run.data.spec) / ratio
-    expected = stages.deployed(run.method, net)
+    expected = run.method.deployed(net)
     more = dataclasses.replace(run.method, keep=run.method.keep + 0.001)
-    assert stages.deployed(more, net) >= expected
+    assert more.deployed(net) >= expected
     found = sum(p.numel() for p in deploy(run.method.prepare(net)).parameters())
     assert found == expected <= limit
 
@@ -199,7 +199,7 @@ def test_the_size_of_condlr_is_that_of_the_deployed_net(ratio):
 def test_the_deployed_size_of_every_form_is_counted_without_building_it(form):
     run = RECIPES["cstar/lenet5-mnist"](mode="dense", tiny=True)
     method, net = CondLR(keep=0.3, form=form), run.model.build(run.data.spec)
-    expected = stages.deployed(method, net)
+    expected = method.deployed(net)
     assert expected == sum(p.numel() for p in deploy(method.prepare(net)).parameters())
 
 

@@ -15,8 +15,8 @@ import ironrank
 from cases import tiny_run
 from expect import refuses
 from ironrank.artifact import load_model
-from ironrank.audit import evaluate_folder
 from ironrank.config import override
+from ironrank.judge import evaluate_folder
 from ironrank.linalg import condition_number
 from ironrank.methods import SVD, UV, CondLR, Dense
 from ironrank.models import Given

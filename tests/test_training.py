@@ -16,10 +16,10 @@ from torch import nn
 from cases import ATTACK_CASES, METHOD_CASES, OBJECTIVE_CASES, tiny_run, with_validation
 from ironrank.artifact import load_model
 from ironrank.attacks import ATTACKS, PGD
-from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.data import Stream, mix, split
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors, write_tensors
+from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.linalg import condition_number
 from ironrank.methods import CSTAR, SVD, UV, CondLR, Dense
 from ironrank.models import LeNet5, ResNet18

@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ironrank.artifact import load_model, save
-    from ironrank.audit.evaluate import evaluate, evaluate_folder
     from ironrank.errors import IronrankError
+    from ironrank.judge.evaluate import evaluate, evaluate_folder
     from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
     from ironrank.methods import SVD, UV, CondLR, Dense, Method
     from ironrank.surgery import deploy, factorize, plan
@@ -31,7 +31,7 @@ _HOMES = {
     "methods": ("Method", "Dense", "SVD", "UV", "CondLR"),
     "training": ("Run", "train"),
     "verbs": ("compress",),
-    "audit.evaluate": ("evaluate", "evaluate_folder"),
+    "judge.evaluate": ("evaluate", "evaluate_folder"),
     "artifact": ("load_model", "save"),
     "errors": ("IronrankError",),
 }

@@ -187,7 +187,7 @@ def evaluation(result: Mapping[str, Any]) -> RenderableType:
     """Show how a net was judged.
 
     Args:
-        result: What `ironrank.audit.evaluate_folder` returns.
+        result: What `ironrank.judge.evaluate_folder` returns.
 
     Returns:
         A line, a table of the net and one of its layers.

@@ -11,11 +11,11 @@ from rich.console import Console
 from torch import nn
 
 from ironrank.artifact import WHICH
-from ironrank.audit import evaluate_folder
 from ironrank.compression import compress_run
 from ironrank.config import parse
 from ironrank.errors import IronrankError
 from ironrank.files import read_json, read_lines, write_json
+from ironrank.judge import evaluate_folder
 from ironrank.models import Given, Model
 from ironrank.report import Report, build
 from ironrank.training import Run, decode_run
@@ -138,10 +138,10 @@ def evaluate(
         eps: Radii of the attacks, with commas, such as ``"4/255,8/255"``; by default that of validation.
         device: Torch device.
         out: Where to write the result; by default evaluation.json in the folder, for the best weights.
-        **options: Further arguments of `ironrank.audit.evaluate_folder`.
+        **options: Further arguments of `ironrank.judge.evaluate_folder`.
 
     Returns:
-        What `ironrank.audit.evaluate_folder` returns.
+        What `ironrank.judge.evaluate_folder` returns.
     """
     check_device(device)
     radii = None if eps is None else parse(eps, tuple[float, ...], "eps")

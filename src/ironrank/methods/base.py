@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Settings):
-    """Base of all methods: plain training. A method overrides what it does differently."""
+    """Base of all methods: plain training. A method overrides what it does differently.
+
+    Attributes:
+        begins: What a comparison starts the method from: "random" weights, or a "trained" dense net.
+    """
+
+    begins: ClassVar[str] = "random"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Give layers the form that the method trains; at full rank the function stays the same.
@@ -125,6 +131,21 @@ class Method(Settings):
             The final model.
         """
         return model
+
+    def within(self, model: nn.Module, params: int) -> Method | None:
+        """Return these settings for a net of at most so many parameters, deployed.
+
+        Args:
+            model: The dense model; only its shapes matter, and it may be on the meta device.
+            params: The largest number of parameters of the deployed net, all layers, biases and batch norm counted.
+
+        Returns:
+            The method, or None where it does not change the size of a net.
+
+        Raises:
+            IronrankError: If it cannot make the net that small.
+        """
+        return None
 
     def watch(self, model: nn.Module, state: State) -> dict[str, float]:
         """Return what is worth logging: here the widest layer and the worst basis.

@@ -40,7 +40,7 @@ where training is so short that W and Z cannot meet (watch ``primal``).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -99,6 +99,7 @@ class CSTAR(Method):
     """
 
     name: ClassVar[str] = "cstar"
+    begins: ClassVar[str] = "trained"
     budget: str = setting("params=8x", "cost of the whole deployed net", paper="2x to 64x")
     form: str = setting("tucker2", "form of convolutions", paper="tucker2")
     rho: float = setting(0.001, "weight of the pull at the start", gt=0)
@@ -188,6 +189,10 @@ class CSTAR(Method):
         """Update the targets, if the step was the last of ``every``: equations (2) to (5)."""
         if (t + 1) % self.every == 0:
             self.update(model, state)
+
+    def within(self, model: nn.Module, params: int) -> CSTAR:
+        """Return these settings with a budget of so many parameters; see `Method.within`."""
+        return replace(self, budget=f"params={params}")
 
     @torch.no_grad()
     def update(self, model: nn.Module, state: State) -> None:

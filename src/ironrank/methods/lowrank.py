@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Self
 
 from torch import nn
 
 from ironrank.errors import IronrankError
-from ironrank.layers import FORMS
+from ironrank.layers import FORMS, parts
 from ironrank.methods.base import Method
 from ironrank.ranks import parse_budget
+from ironrank.ranks.cost import count_params
 from ironrank.settings import setting
 from ironrank.surgery import Plan, apply_plan, factored_layers, plan
 
 ENDS = ("low-rank", "full-rank", "dense")
+_KEEPS = 1000  # a keep that is searched for is a multiple of 1 / 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,47 @@ class LowRank(Method):
         size = {"budget": self.budget} if self.budget else {"keep": self.keep}
         return plan(model, **size, exclude=[*self.exclude, *dense], ranks=full | self.ranks,
                     round_to=self.round_to, core=core, form=self.form)  # fmt: skip
+
+    def deployed(self, model: nn.Module) -> int:
+        """Return the number of parameters of a net once the method has prepared it and its layers are deployed.
+
+        Args:
+            model: The dense model; only shapes matter.
+
+        Returns:
+            The number; each layer counts in its smaller form.
+        """
+        rows = [row for row in self.plan(model).rows if row.rank is not None]
+        saved = (math.prod(row.shape) - sum(parts(row.shape, row.form, row.rank)) for row in rows)
+        return count_params(model) - sum(max(0, less) for less in saved)
+
+    def within(self, model: nn.Module, params: int) -> Self:
+        """Return these settings at the largest keep, the same for all layers, whose net is small enough.
+
+        Args:
+            model: The dense model; only its shapes matter.
+            params: The largest number of parameters of the deployed net.
+
+        Returns:
+            The method. Its last layer keeps the form it has here, unless that alone is too much.
+
+        Raises:
+            IronrankError: If rank 1 everywhere is too much.
+        """
+        for last in dict.fromkeys((self.last, "low-rank")):
+            if self._at(1, last).deployed(model) <= params:
+                low, high = 1, _KEEPS + 1
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    fits = self._at(middle, last).deployed(model) <= params
+                    low, high = (middle, high) if fits else (low, middle)
+                return self._at(low, last)
+        raise IronrankError(
+            f"{self.label()} within {params:,} parameters: rank 1 everywhere has more; ask for less compression"
+        )
+
+    def _at(self, steps: int, last: str) -> Self:
+        return replace(self, keep=steps / _KEEPS, last=last, budget="")
 
     def refuse_factored(self, model: nn.Module) -> None:
         """Refuse a net that holds factors already, where the method truncates dense weights.

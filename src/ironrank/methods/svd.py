@@ -32,6 +32,7 @@ class SVD(LowRank):
     """
 
     name: ClassVar[str] = "svd"
+    begins: ClassVar[str] = "trained"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Truncate the chosen layers.

@@ -14,10 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from ironrank.attacks import PGD
-from ironrank.audit import evaluate_folder
 from ironrank.data import FashionSmall
 from ironrank.errors import IronrankError, nearest
 from ironrank.files import read_lines
+from ironrank.judge import evaluate_folder
 from ironrank.methods import SVD, CondLR, Dense
 from ironrank.models import LeNet5
 from ironrank.objectives import Madry

@@ -18,24 +18,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import torch
-from torch import nn
 
 from ironrank.data import DataSpec
 from ironrank.errors import IronrankError, nearest
-from ironrank.layers import parts
 from ironrank.methods import CSTAR, SVD, CondLR, Dense, Method
 from ironrank.models import Model, count, width_for
 from ironrank.optim import Optimizer
-from ironrank.ranks.cost import count_params
 from ironrank.training import Run
 
 MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
 GENTLER = 10  # fine-tuning divides the learning rate by this
 UPDATES = 60  # of CSTAR's targets, whatever the length of its stage
-_KEEPS = 1000  # a uniform keep is a multiple of 1 / 1000
 TRAIN_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 
 
@@ -64,7 +59,7 @@ def staged(run: Run, mode: str, ratio: float, tau: float) -> Run:
         width = width_for(run.model, run.data.spec, count(run.model, run.data.spec) / ratio)
         return dataclasses.replace(run, model=dataclasses.replace(run.model, width=width))  # type: ignore[call-arg]
     if mode == "condlr":
-        return dataclasses.replace(run, method=condlr_within(run, ratio, tau))
+        return dataclasses.replace(run, method=condlr_within(run.model, run.data.spec, ratio, tau))
     return _from_dense(run, mode, ratio, tau)
 
 
@@ -93,11 +88,13 @@ def _every(run: Run, epochs: int) -> int:
     return max(1, int(epochs * images / run.batch_size / UPDATES))
 
 
-def condlr_within(run: Run, ratio: float, tau: float) -> CondLR:
+@functools.cache  # a dozen plans are made for one answer
+def condlr_within(model: Model, spec: DataSpec, ratio: float, tau: float) -> CondLR:
     """Return CondLR at the largest keep, the same for all layers, whose deployed net meets the ratio.
 
     Args:
-        run: The dense run.
+        model: The dense net.
+        spec: The data it is built for.
         ratio: How many times fewer parameters.
         tau: tau.
 
@@ -107,46 +104,9 @@ def condlr_within(run: Run, ratio: float, tau: float) -> CondLR:
     Raises:
         IronrankError: If rank 1 everywhere is too much.
     """
-    keep, last = _uniform(run.model, run.data.spec, ratio)
-    return CondLR(keep=keep, tau=tau, last=last)
-
-
-@functools.cache  # a dozen plans are made for one answer
-def _uniform(model: Model, spec: DataSpec, ratio: float) -> tuple[float, str]:
     with torch.device("meta"):
         net = model.build(spec)
-    limit = count(model, spec) / ratio
-
-    def fits(steps: int, last: str) -> bool:
-        return deployed(CondLR(keep=steps / _KEEPS, last=last), net) <= limit
-
-    for last in ("full-rank", "low-rank"):
-        if fits(1, last):
-            low, high = 1, _KEEPS
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if fits(middle, last) else (low, middle)
-            return low / _KEEPS, last
-    raise IronrankError(
-        f"ratio={ratio:g}: {model.label()} has more parameters at rank 1 everywhere; ask for less"
-    )
-
-
-def deployed(method: CondLR, net: nn.Module) -> int:
-    """Return the number of parameters of a net once a method has prepared it and its layers are deployed.
-
-    Args:
-        method: The method.
-        net: The dense net; only shapes matter.
-
-    Returns:
-        The number; each layer counts in its smaller form.
-    """
-    total = count_params(net)
-    for row in method.plan(net, core=True).rows:
-        if row.rank is not None:
-            total -= max(0, math.prod(row.shape) - sum(parts(row.shape, row.form, row.rank)))
-    return total
+    return CondLR(tau=tau).within(net, int(count(model, spec) / ratio))
 
 
 def fine_tuned(run: Run, condition: float | None = None) -> Run:

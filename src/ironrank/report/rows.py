@@ -78,7 +78,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of one net, as the audit saw it."""
+    """One layer of one net, as the judge saw it."""
 
     name: str
     kind: str

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import nn
 
 from ironrank.attacks import FGSM, PGD
-from ironrank.audit.accuracy import robust_accuracy
 from ironrank.data import Images
+from ironrank.judge.accuracy import robust_accuracy
 from ironrank.training.guards import STEPS
 
 

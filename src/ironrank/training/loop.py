@@ -11,10 +11,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ironrank.artifact import WHICH, restore
-from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.data import mix
 from ironrank.errors import IronrankError
 from ironrank.files import write_json
+from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.optim import set_lr
 from ironrank.training.checkpoint import load_checkpoint
 from ironrank.training.diagnosis import blown_up

@@ -22,10 +22,10 @@ from ironrank import __version__
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.attacks.base import Attack
-from ironrank.audit.accuracy import accuracy, robust_accuracy
 from ironrank.bench.latency import latency
 from ironrank.data import Images
 from ironrank.files import plain_json, read_json, write_json
+from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.layers import Factored
 from ironrank.linalg import condition_number, orthonormality_error, singular_values
 from ironrank.ranks.cost import count_macs, count_params

@@ -9,9 +9,9 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from ironrank.attacks import FGSM, PGD
-from ironrank.audit import accuracy, evaluate, robust_accuracy, withstood
-from ironrank.audit.evaluate import describe_layer
 from ironrank.data import Images
+from ironrank.judge import accuracy, evaluate, robust_accuracy, withstood
+from ironrank.judge.evaluate import describe_layer
 from ironrank.layers import FactoredConv2d, FactoredLinear
 from ironrank.linalg import USV, UV
 from ironrank.ranks.cost import count_macs
