@@ -93,9 +93,11 @@ class LowRank(Method):
         Returns:
             The number; each layer counts in its smaller form.
         """
-        rows = [row for row in self.plan(model).rows if row.rank is not None]
-        saved = (math.prod(row.shape) - sum(parts(row.shape, row.form, row.rank)) for row in rows)
-        return count_params(model) - sum(max(0, less) for less in saved)
+        total = count_params(model)
+        for row in self.plan(model).rows:
+            if row.rank is not None:
+                total -= max(0, math.prod(row.shape) - sum(parts(row.shape, row.form, row.rank)))
+        return total
 
     def within(self, model: nn.Module, params: int) -> Self:
         """Return these settings at the largest keep, the same for all layers, whose net is small enough.
