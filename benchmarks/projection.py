@@ -2,9 +2,11 @@
 
     python benchmarks/projection.py [--ratios 4 16] [--rounds 5] [--out PATH]
 
-Weights as the net is drawn (flat spectra, the hardest for an iteration); "warm" starts from the projection of the same
-weights before a change of 1 % of their norm, as a step of training makes one. For each variant: time of all layers in
-one round, its ratio to the textbook, and the error over all layers, relative to that of the textbook variant.
+Weights as the net is drawn (flat spectra, the hardest for an iteration). "Warm" is what a projection in every step of a
+training comes to: the weights change ten times by 1 % of their norm, each projection starts from the last, and the
+tenth is timed; HOOI by a decomposition for each basis ("warm"), or by a step of block power iteration ("power"). For
+each variant: time of all layers in one round, its ratio to the textbook, and the error over all layers, relative to
+that of the textbook variant.
 
     matrix     rank r of the matrix (n, c K) with r (n + c K) = n c K / ratio
     Tucker-2   ranks (f n, f c), the same f for all layers, with as many parameters; 1 x 1 kernels as matrices
@@ -42,7 +44,7 @@ except ImportError:
     tensorly = None
 
 Projection = UV | Tucker2
-CHANGE = 0.01
+CHANGE, CHANGES = 0.01, 10
 SPEC = DataSpec((3, 32, 32), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
@@ -102,39 +104,56 @@ def by_hooi(weight: Tensor, ratio: float, start: Projection | None = None) -> Pr
     return hooi(weight, tucker_ranks(weight, ratio), start, sweeps=1 if start else 2)
 
 
+def by_power(weight: Tensor, ratio: float, start: Projection) -> Projection:
+    if weight.shape[2:].numel() == 1:
+        return by_gram(weight, ratio, start)
+    assert isinstance(start, Tucker2)
+    return hooi(weight, tucker_ranks(weight, ratio), start, sweeps=1, power=True)
+
+
 def error(weights: list[Tensor], found: list[Projection]) -> float:
     """Return the norm of all that the projections drop."""
     dropped = (w - p.dense().reshape(w.shape) for w, p in zip(weights, found, strict=True))
     return math.sqrt(sum(d.double().square().sum().item() for d in dropped))
 
 
-def variants(weights: list[Tensor], before: list[Tensor], ratio: float) -> dict[str, Callable[[], Any]]:
-    """Return what is timed; the first of each family is the textbook."""
+def variants(course: list[list[Tensor]], ratio: float) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, on the weights at the end of a course; the first of each family is the textbook."""
+    weights = course[-1]
 
-    def pooled(function: Callable, starts: list[Any] | None = None) -> Callable[[], list[Projection]]:
+    def pooled(function: Callable, first: Callable | None = None) -> Callable[[], list[Projection]]:
+        starts = None
+        for at in course[:-1] if first else ():
+            starts = [
+                first(w, ratio) if starts is None else function(w, ratio, starts[k]) for k, w in enumerate(at)
+            ]
         tasks = list(zip(weights, starts, strict=True)) if starts else [(w,) for w in weights]
         return lambda: side_by_side(lambda task: function(task[0], ratio, *task[1:]), tasks)
 
     made: dict[str, Callable[[], Any]] = {
         "matrix: torch.linalg.svd": lambda: [by_svd(w, ratio) for w in weights],
         "matrix: ours": pooled(by_gram),
-        "matrix: ours, warm": pooled(by_gram, [by_gram(w, ratio) for w in before]),
+        "matrix: ours, warm": pooled(by_gram, by_gram),
     }
     if tensorly is not None:
         tensorly.set_backend("pytorch")
         made["Tucker-2: tensorly partial_tucker"] = lambda: [by_tensorly(w, ratio) for w in weights]
     made["Tucker-2: ours, HOSVD"] = pooled(by_hosvd)
     made["Tucker-2: ours, HOOI"] = pooled(by_hooi)
-    made["Tucker-2: ours, HOOI, warm"] = pooled(by_hooi, [by_hooi(w, ratio) for w in before])
+    made["Tucker-2: ours, HOOI, warm"] = pooled(by_hooi, by_hooi)
+    made["Tucker-2: ours, HOOI, power"] = pooled(by_power, by_hooi)
     return made
 
 
 def measure(ratio: float, rounds: int) -> list[dict[str, Any]]:
     """Time and judge all variants at one compression."""
     torch.manual_seed(0)
-    weights = kernels(ResNet18().build(SPEC))
-    before = [w + CHANGE * w.norm() / math.sqrt(w.numel()) * torch.randn_like(w) for w in weights]
-    timed = variants(weights, before, ratio)
+    course = [kernels(ResNet18().build(SPEC))]
+    for _ in range(CHANGES):
+        course.append(
+            [w + CHANGE * w.norm() / math.sqrt(w.numel()) * torch.randn_like(w) for w in course[-1]]
+        )
+    weights, timed = course[-1], variants(course, ratio)
     times, rows = compare(timed, rounds, warmup=1), []
     norm = math.sqrt(sum(w.double().square().sum().item() for w in weights))
     for name, run in timed.items():

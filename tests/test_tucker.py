@@ -223,8 +223,31 @@ def test_a_warm_start_is_never_worse_than_what_it_starts_from_and_near_convergen
     assert error(W, warm) <= error(W, stale)
     assert error(W, warm) <= error(W, hosvd(W, ranks))
     assert error(W, warm) <= error(W, converged) * (1 + 1e-4)
+    moved_on = hooi(W, ranks, start=old, sweeps=1, power=True)
+    assert error(W, moved_on) <= error(W, stale) and error(W, moved_on) <= error(W, hosvd(W, ranks))
+    assert error(W, moved_on) <= error(W, converged) * (1 + 1e-3)
     moved = Tucker2(2 * old.U, old.S, 3 * old.V)  # a trained form need not be orthonormal
     assert torch.allclose(hooi(W, ranks, start=moved, sweeps=1).dense(), warm.dense(), atol=1e-10)
+    found = hooi(W, ranks, start=moved, sweeps=1, power=True).dense()
+    assert torch.allclose(found, moved_on.dense(), atol=1e-10)
+
+
+@few
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3)),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    seed=st.integers(0, 99),
+)
+def test_block_power_steps_never_raise_the_error(shape, shares, seed):
+    full, W = full_ranks(shape), draw(*shape, seed=seed)
+    ranks = feasible_ranks(
+        shape, tuple(1 + int(s * (most - 1)) for s, most in zip(shares, full, strict=True))
+    )
+    start = hosvd(draw(*shape, seed=seed + 1), ranks)  # of another kernel
+    errors = [error(W, hooi(W, ranks, start, sweeps=sweeps, power=True)) for sweeps in (1, 2, 5)]
+    best_core = torch.einsum("ab...,ai,bj->ij...", W, start.U, start.V)
+    assert sorted(errors, reverse=True) == pytest.approx(errors, rel=1e-9)
+    assert errors[0] <= error(W, Tucker2(start.U, best_core, start.V)) * (1 + 1e-9)
 
 
 def test_spectra_are_those_of_the_unfoldings():
@@ -252,6 +275,8 @@ def test_ranks_and_starts_that_are_not_possible_are_refused():
         hooi(W, (2, 2), start=hosvd(W, (2, 3)))
     with pytest.raises(IronrankError, match="sweeps=0"):
         hooi(W, (2, 2), sweeps=0)
+    with pytest.raises(IronrankError, match="pass one, such as"):
+        hooi(W, (2, 2), power=True)
 
 
 @few

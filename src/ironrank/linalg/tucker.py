@@ -8,7 +8,10 @@
 
 `hosvd` takes the leading left singular vectors of both unfoldings; its squared error is at most the sum of the
 energies that the two truncations drop, hence at most twice the best one. `hooi` alternates: the best U for a given V,
-then the best V for that U; no step of it raises the error.
+then the best V for that U; no step of it raises the error. By ``power`` it takes one step of block power iteration in
+place of each decomposition. With A the positive semidefinite matrix whose leading directions are looked for,
+``tr(Q^T A Q)`` over an orthonormal basis Q of the range of ``A U`` is never below that over U, so the error does not
+rise then either.
 
 Singular vectors come from Gram matrices, which have the size of a channel count where the unfoldings are K c or K n
 wide; `ironrank.linalg.projection` says what that costs in accuracy (for singular values below 3e-4 of the largest, in
@@ -30,7 +33,7 @@ from torch import Tensor
 
 from ironrank.errors import IronrankError
 from ironrank.linalg.precision import full_precision
-from ironrank.linalg.projection import leading
+from ironrank.linalg.projection import basis_of, leading
 from ironrank.linalg.stiefel import retract_cholesky
 
 Ranks = tuple[int, int]
@@ -143,7 +146,9 @@ def hosvd(weight: Tensor, ranks: Ranks) -> Tucker2:
 
 
 @full_precision
-def hooi(weight: Tensor, ranks: Ranks, start: Tucker2 | None = None, sweeps: int = 2) -> Tucker2:
+def hooi(
+    weight: Tensor, ranks: Ranks, start: Tucker2 | None = None, sweeps: int = 2, power: bool = False
+) -> Tucker2:
     """Return a Tucker-2 approximation by higher-order orthogonal iteration; see the top of this file.
 
     Most is gained in the first two sweeps. From the result for nearly the same kernel one is enough: after a change of
@@ -154,24 +159,39 @@ def hooi(weight: Tensor, ranks: Ranks, start: Tucker2 | None = None, sweeps: int
         ranks: (r1, r2).
         start: An earlier result for a similar kernel, of the same ranks; by default `hosvd`.
         sweeps: Number of alternations, at least 1.
+        power: Whether to move the start's bases by block power iteration, all matrix products, where the kernel has
+            hardly changed; without it only the start's V is read.
 
     Returns:
         Orthonormal U (n, r1), V (c, r2), and the core that is best for them. The error is at most that of the best
-        form with the start's V, hence never above the start's own.
+        form with the start's V; by ``power``, of that with both of its bases. It is never above the start's own.
 
     Raises:
-        IronrankError: If the ranks are not possible, the start does not fit, or sweeps is below 1.
+        IronrankError: If the ranks are not possible, the start does not fit or is missing, or sweeps is below 1.
     """
     check_ranks(tuple(weight.shape), ranks)
     if sweeps < 1:
         raise IronrankError(f"sweeps={sweeps}: allowed is at least 1")
+    if power and start is None:
+        raise IronrankError("power=True moves the bases of a start: pass one, such as hosvd(weight, ranks)")
     X = _channels_last(weight)
-    V = leading(X.flatten(0, 1).mT, ranks[1]) if start is None else _fitting(start, weight, ranks)
+    V = (
+        leading(X.flatten(0, 1).mT, ranks[1])
+        if start is None
+        else _fitting(start.V.to(weight), weight.shape[1], ranks[1])
+    )
+    bases = (_fitting(start.U.to(weight), len(weight), ranks[0]), V) if power and start else (None, None)
     for _ in range(sweeps):
-        U = leading((X @ V).flatten(1), ranks[0])
+        U = _towards((X @ V).flatten(1), ranks[0], bases[0])
         half = (U.mT @ X.flatten(1)).reshape(ranks[0], *X.shape[1:])
-        V = leading(half.flatten(0, 1).mT, ranks[1])
+        V = _towards(half.flatten(0, 1).mT, ranks[1], bases[1])
+        bases = (U, V) if power else bases
     return Tucker2(U, _kernel_last(half @ V, weight), V)
+
+
+def _towards(M: Tensor, rank: int, basis: Tensor | None) -> Tensor:
+    """Return the leading left singular vectors of ``M``; or a basis, a step of block power iteration nearer to them."""
+    return leading(M, rank) if basis is None else basis_of(M @ (M.mT @ basis))
 
 
 def _channels_last(weight: Tensor) -> Tensor:
@@ -189,11 +209,11 @@ def _with_core(image: Tensor, U: Tensor, V: Tensor, weight: Tensor) -> Tucker2:
     return Tucker2(U, _kernel_last(core, weight), V)
 
 
-def _fitting(start: Tucker2, weight: Tensor, ranks: Ranks) -> Tensor:
-    """Return the V of a start, orthonormal, or refuse one of another size."""
-    if start.V.shape != (weight.shape[1], ranks[1]):
+def _fitting(basis: Tensor, channels: int, rank: int) -> Tensor:
+    """Return a basis of a start, orthonormal, or refuse one of another size."""
+    if basis.shape != (channels, rank):
         raise IronrankError(
-            f"start with V of shape {tuple(start.V.shape)}: expected {(weight.shape[1], ranks[1])}; "
+            f"start with a basis of shape {tuple(basis.shape)}: expected {(channels, rank)}; "
             "a start has the ranks that are asked for"
         )
-    return retract_cholesky(start.V.to(weight.dtype))
+    return retract_cholesky(basis)
