@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from ironrank.errors import IronrankError
+from ironrank.judge.interval import exceeds, wilson
 from ironrank.report import build, judge, rows, structure, text
-from ironrank.report.interval import exceeds, wilson
 from ironrank.report.robustness import front
 from ironrank.report.svg import draw
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ironrank.report.interval import exceeds
+from ironrank.judge.interval import exceeds
 from ironrank.report.rows import Row, Score, Threat
 from ironrank.report.text import count, epsilon, percent, quote
 

@@ -10,8 +10,8 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
+from ironrank.judge.interval import wilson
 from ironrank.report.drawing import Panel, Plate, legend, line
-from ironrank.report.interval import wilson
 from ironrank.report.judge import chance, scores_of
 from ironrank.report.palette import MUTED, PAPER, style
 from ironrank.report.rows import Row, Score, Threat

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ironrank.errors import IronrankError
+from ironrank.judge.interval import wilson
 from ironrank.report import text
-from ironrank.report.interval import wilson
 
 REQUIRED = ("clean", "robust", "params_deployed")
 SINGLE_STEP = ("fgsm", "n-fgsm", "nfgsm", "rs-fgsm")
