@@ -1,33 +1,23 @@
-"""Cells of an experiment side by side: processes of one thread each take the cells that nobody has taken yet.
-
-A stopped experiment goes on where it was: finished cells are kept, a cell that was cut off resumes from its checkpoint.
-Stages that several cells start from are trained once, in the folder ``stages`` beside the cells.
-"""
+"""What the tables of trained cells have in common: their options, and the processes that fill them."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
-import json
+import functools
 import math
-import os
-import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ironrank.files import write_json
-from ironrank.settings import encode
-from ironrank.training import Run, train
+from ironrank.comparison.grid import TRAINED, Cell, release, side_by_side, work
+from ironrank.errors import IronrankError
+from ironrank.training import Run
 
-Cell = tuple[str, Run]
+__all__ = ["Cell", "parser", "run_all", "mean", "spread"]
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -49,56 +39,18 @@ def run_all(
     """Train and judge all cells; in a worker, those that are free."""
     if options.worker:
         torch.set_num_threads(1)
-        for name, run in cells:
-            if not options.no_train or (options.out / name / "last.safetensors").is_file():
-                _take(options.out / name, run, options.n, judge)
+        chosen = [
+            (name, run)
+            for name, run in cells
+            if not options.no_train or (options.out / name / TRAINED).is_file()
+        ]
+        work(options.out, chosen, functools.partial(judge, n=options.n), functools.partial(print, flush=True))
         return
-    for taken in options.out.rglob("*.taken"):  # left behind by a run that was killed
-        shutil.rmtree(taken)
-    command = [sys.executable, *sys.argv, "--worker"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    workers = [subprocess.Popen(command, env=environment) for _ in range(options.jobs)]
-    if sum(worker.wait() for worker in workers):
-        sys.exit(1)
-
-
-def _take(folder: Path, run: Run, n: int, judge: Callable[[Path, Run, int], dict[str, Any]]) -> None:
-    if (folder / "judged.json").is_file():
-        return
-    taken = folder.with_name(folder.name + ".taken")
-    taken.parent.mkdir(parents=True, exist_ok=True)
+    release(options.out)
     try:
-        taken.mkdir()
-    except FileExistsError:
-        return
-    try:
-        if not (folder / "last.safetensors").is_file():
-            train(shared(run, folder.parent / "stages"), folder, resume=True)
-        write_json(folder / "judged.json", judge(folder, run, n))
-        print(f"{folder.name} done", flush=True)
-    finally:
-        taken.rmdir()
-
-
-def shared(run: Run, stages: Path) -> Run:
-    """Train the stage that a run starts from, unless another cell did or does; return the run with its folder."""
-    if not isinstance(run.start, Run):
-        return run
-    start = shared(run.start, stages)
-    folder = stages / hashlib.sha256(json.dumps(encode(start)).encode()).hexdigest()[:16]
-    taken = folder.with_name(folder.name + ".taken")
-    taken.parent.mkdir(parents=True, exist_ok=True)
-    while not (folder / "last.safetensors").is_file():
-        try:
-            taken.mkdir()
-        except FileExistsError:
-            time.sleep(2)
-            continue
-        try:
-            train(start, folder, resume=True)
-        finally:
-            taken.rmdir()
-    return dataclasses.replace(run, start=str(folder))
+        side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
+    except IronrankError as error:
+        sys.exit(str(error))
 
 
 def mean(hits: torch.Tensor) -> float:

@@ -22,7 +22,7 @@ FLOORS = (
     ("ranks", "surgery", "optim", "objectives"),
     ("methods", "artifact"),
     ("training", "judge", "report", "bench", "export"),
-    ("recipes", "config", "compression", "catalog"),
+    ("recipes", "config", "compression", "comparison", "catalog"),
     ("verbs", "console", "cli"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

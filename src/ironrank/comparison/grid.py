@@ -1,0 +1,220 @@
+"""Cells of an experiment side by side: processes of one thread each take the cells that nobody has taken yet.
+
+    OUT/NAME/               a cell: the run folder, and `judged.json` once it is done
+    OUT/stages/HASH/        a stage that several cells start from, trained once
+    OUT/NAME.taken/         somebody works on it: a file inside says which process of which machine
+
+A stopped experiment goes on where it was: finished cells are kept, a cell that was cut off resumes from its checkpoint,
+and what a dead process had taken is free again. All processes may be started and stopped at any time: they meet in the
+folder only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ironrank.errors import IronrankError
+from ironrank.files import write_json
+from ironrank.settings import encode
+from ironrank.training import Run, train
+
+Cell = tuple[str, Run]
+Judge = Callable[[Path, Run], dict[str, Any]]  # of a trained cell: its folder and its run
+Say = Callable[[str], None]
+
+JUDGED, TRAINED, TAKEN = "judged.json", "last.safetensors", ".taken"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PAUSE = 2.0  # seconds between two looks at what others hold
+PATIENCE = 5.0  # seconds that processes are given to stop by themselves
+
+
+def work(out: Path, cells: Iterable[Cell], judge: Judge, say: Say = lambda _: None) -> None:
+    """Train and judge all cells that are free, until each is done or in the hands of another process.
+
+    Args:
+        out: The folder of the experiment.
+        cells: Names and runs.
+        judge: Returns what is kept of a trained cell.
+        say: Is told of each finished cell, in a few words.
+
+    Raises:
+        IronrankError: If a cell cannot be trained or judged.
+    """
+    waiting = list(cells)
+    while waiting:
+        left = [(name, run) for name, run in waiting if not take(out / name, run, judge, say)]
+        if len(left) == len(waiting):  # all of them start from stages that others are training
+            time.sleep(PAUSE)
+        waiting = left
+
+
+def take(folder: Path, run: Run, judge: Judge, say: Say = lambda _: None) -> bool:
+    """Train and judge one cell, unless that is done, or another process does it.
+
+    Args:
+        folder: The cell's folder.
+        run: Its run.
+        judge: Returns what is kept of it.
+        say: Is told when it is finished.
+
+    Returns:
+        False where it has to wait for a stage that another process is training.
+
+    Raises:
+        IronrankError: If it cannot be trained or judged.
+    """
+    if (folder / JUDGED).is_file():
+        return True
+    with taken(folder) as mine:
+        if not mine or (folder / JUDGED).is_file():
+            return True
+        if not (folder / TRAINED).is_file():
+            ready = shared(run, folder.parent / "stages")
+            if ready is None:
+                return False
+            train(ready, folder, resume=True)
+        write_json(folder / JUDGED, judge(folder, run))
+        say(f"{folder.name} done")
+    return True
+
+
+def shared(run: Run, stages: Path) -> Run | None:
+    """Train the stage that a run starts from, unless it is there.
+
+    Args:
+        run: The run.
+        stages: Where stages are kept, each under a name that follows from its run.
+
+    Returns:
+        The run that starts from the folder of its stage; None where another process is training that.
+
+    Raises:
+        IronrankError: If it cannot be trained.
+    """
+    if not isinstance(run.start, Run):
+        return run
+    start = shared(run.start, stages)
+    if start is None:
+        return None
+    folder = stages / stage_name(start)
+    with taken(folder) as mine:
+        if not (folder / TRAINED).is_file():
+            if not mine:
+                return None
+            train(start, folder, resume=True)
+    return dataclasses.replace(run, start=str(folder))
+
+
+def stage_name(run: Run) -> str:
+    """Return the name of a stage's folder: the same for the same run."""
+    return hashlib.sha256(json.dumps(encode(run)).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[bool]:
+    """Take a folder for this process while the block runs.
+
+    Args:
+        folder: The folder; it need not exist.
+
+    Yields:
+        Whether it is this process's now.
+
+    Raises:
+        IronrankError: If the folder beside it cannot be written.
+    """
+    mark = folder.with_name(folder.name + TAKEN)
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mine = _mark(mark)
+    except OSError as error:
+        raise IronrankError(f"cannot write {mark.parent}: {error.strerror}; choose another folder") from None
+    try:
+        yield mine
+    finally:
+        if mine:
+            shutil.rmtree(mark, ignore_errors=True)
+
+
+def _mark(mark: Path) -> bool:
+    try:
+        mark.mkdir()
+    except FileExistsError:
+        if not _forsaken(mark):
+            return False
+        shutil.rmtree(mark, ignore_errors=True)
+        return _mark(mark)
+    (mark / "by").write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+    return True
+
+
+def _forsaken(mark: Path) -> bool:
+    """Return whether a folder was taken by a process of this machine that is no more."""
+    try:
+        host, pid = (mark / "by").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return False  # being marked right now
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def release(out: Path) -> None:
+    """Free what killed processes left taken; what a living one of any machine holds stays.
+
+    Args:
+        out: The folder of the experiment.
+    """
+    for mark in out.rglob(f"*{TAKEN}"):
+        if _forsaken(mark) or not (mark / "by").is_file():
+            shutil.rmtree(mark, ignore_errors=True)
+
+
+def side_by_side(command: Sequence[str], jobs: int) -> None:
+    """Run a command in several processes of one thread each, and wait for all of them.
+
+    Args:
+        command: The command; it takes what is free.
+        jobs: Number of processes.
+
+    Raises:
+        IronrankError: If one of them failed.
+        KeyboardInterrupt: After an interrupt, once all have stopped.
+    """
+    workers = [subprocess.Popen(command, env=os.environ | ONE_THREAD) for _ in range(jobs)]
+    try:
+        failed = sum(worker.wait() != 0 for worker in workers)
+    except BaseException:
+        for worker in workers:
+            _stop(worker)
+        raise
+    if failed:
+        raise IronrankError(
+            f"{failed} of {jobs} processes stopped early; the same command goes on with what is left"
+        )
+
+
+def _stop(worker: subprocess.Popen) -> None:
+    try:
+        worker.wait(PATIENCE)  # a terminal has interrupted it too
+    except subprocess.TimeoutExpired:
+        worker.send_signal(signal.SIGINT)
+        worker.wait()
