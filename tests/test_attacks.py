@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ironrank.attacks import ATTACKS, FGSM, FGSMRS, NFGSM, PGD, stronger
+from ironrank.attacks import ATTACKS, FGSM, FGSMRS, NFGSM, PGD, LowRankPGD, stronger
 from ironrank.attacks.losses import cross_entropy, margin
 from ironrank.attacks.threat import project, random_start, steepest
 from ironrank.errors import IronrankError
@@ -23,6 +23,7 @@ CASES = {
     "pgd": lambda **kw: PGD(steps=5, restarts=2, **kw),
     "pgd-last": lambda **kw: PGD(steps=5, keep="last", **kw),
     "pgd-from-x": lambda **kw: PGD(steps=5, random_start=False, **kw),
+    "low-rank-pgd": lambda **kw: LowRankPGD(steps=5, rank=2, **kw),
 }
 LEAVES_THE_BALL = {"n-fgsm": 3.0}  # by design; radius in units of eps, every other attack has 1
 NOISY = {"fgsm-rs", "n-fgsm", "pgd-last"}  # what they return depends on the start
@@ -76,7 +77,7 @@ def test_inside_radius_and_box(case, norm, loss):
 
 @norms
 @losses
-@pytest.mark.parametrize("case", ["pgd", "pgd-from-x"])
+@pytest.mark.parametrize("case", ["pgd", "pgd-from-x", "low-rank-pgd"])
 def test_loss_not_lower_than_clean_on_any_model(case, norm, loss):
     net, (x, y) = network().eval(), batch(32)
     measure = {"ce": cross_entropy, "margin": margin}[loss]
@@ -261,7 +262,7 @@ def test_a_flat_model_gives_finite_pixels(case, norm):
     assert length(adversarial - x, norm).max() <= attack.radius + 1e-6
 
 
-@pytest.mark.parametrize("case", ["pgd", "pgd-from-x"])
+@pytest.mark.parametrize("case", ["pgd", "pgd-from-x", "low-rank-pgd"])
 def test_a_loss_that_is_not_a_number_never_wins(case):
     x, y = batch()
     adversarial = CASES[case]()(lambda x: x.flatten(1)[:, :3] * torch.nan, x, y)

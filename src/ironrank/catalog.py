@@ -47,7 +47,7 @@ def members(family: str | None = None) -> dict[str, dict[str, str]]:
 
     Example:
         >>> list(members("attacks")["attacks"])
-        ['fgsm', 'fgsm-rs', 'n-fgsm', 'pgd']
+        ['fgsm', 'fgsm-rs', 'n-fgsm', 'pgd', 'low-rank-pgd']
     """
     chosen = [_family(family)] if family else list(CATALOG)
     return {name: {key: _describe(name, item) for key, item in CATALOG[name].items()} for name in chosen}

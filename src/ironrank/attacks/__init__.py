@@ -2,8 +2,9 @@
 
 from ironrank.attacks.base import Attack
 from ironrank.attacks.fgsm import FGSM, FGSMRS, NFGSM
+from ironrank.attacks.low_rank import LowRankPGD
 from ironrank.attacks.pgd import PGD, stronger
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD)}
+ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD, LowRankPGD)}
 
-__all__ = ["ATTACKS", "Attack", "FGSM", "FGSMRS", "NFGSM", "PGD", "stronger"]
+__all__ = ["ATTACKS", "Attack", "FGSM", "FGSMRS", "NFGSM", "PGD", "LowRankPGD", "stronger"]

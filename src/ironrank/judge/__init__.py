@@ -2,5 +2,6 @@
 
 from ironrank.judge.accuracy import accuracy, robust_accuracy, withstood
 from ironrank.judge.evaluate import evaluate, evaluate_folder
+from ironrank.judge.transfer import transferred
 
-__all__ = ["evaluate", "evaluate_folder", "accuracy", "robust_accuracy", "withstood"]
+__all__ = ["evaluate", "evaluate_folder", "accuracy", "robust_accuracy", "withstood", "transferred"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def accuracy(model: nn.Module, images: Images) -> float:
     return correct(model, images).double().mean().item()
 
 
-def withstood(model: nn.Module, images: Images, attack: Attack, seed: int) -> Tensor:
+def withstood(model: nn.Module, images: Images, attack: Callable[..., Tensor], seed: int) -> Tensor:
     """Return, for each image, whether the model is right on it and still right when it is attacked.
 
     White-box: the attack follows the gradients of this very model. Images that are wrong already are not attacked.
