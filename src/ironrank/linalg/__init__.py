@@ -9,7 +9,9 @@ from ironrank.linalg.spectrum import (
     nearest_orthogonal,
     singular_values,
     stable_rank,
+    tail_rank,
 )
+from ironrank.linalg.spread import condition_bound, spread, spread_gradient
 from ironrank.linalg.stiefel import (
     horizontal,
     normal,
@@ -55,5 +57,9 @@ __all__ = [
     "condition_number",
     "singular_values",
     "stable_rank",
+    "tail_rank",
+    "spread",
+    "spread_gradient",
+    "condition_bound",
     "side_by_side",
 ]

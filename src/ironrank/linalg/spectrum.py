@@ -65,6 +65,25 @@ def stable_rank(W: Tensor) -> Tensor:
     return s.square().sum(-1) / s[..., 0].square()
 
 
+def tail_rank(s: Tensor, tolerance: float) -> int:
+    """Return the smallest rank whose tail ``(s_{r+1}, ...)`` has a norm of at most a share of the whole.
+
+    Args:
+        s: Singular values (r,), largest first.
+        tolerance: The share, at least 0; at 0 only exact zeros are dropped.
+
+    Returns:
+        The rank, at least 1.
+
+    Example:
+        >>> [tail_rank(torch.tensor([3.0, 4e-1, 3e-1]), share) for share in (0.0, 0.1, 0.2, 2.0)]
+        [3, 2, 1, 1]
+    """
+    squares = s.double().square()
+    tails = squares.flip(0).cumsum(0).flip(0)  # entry r: what rank r drops
+    return max(1, int((tails > tolerance**2 * squares.sum()).sum()))
+
+
 def centre_of(s: Tensor, centre: str) -> Tensor:
     """Return the mean or the RMS (..., 1) of singular values s (..., r).
 
