@@ -47,6 +47,11 @@ def test_given_ranks_and_left_out_layers_hold_under_a_budget() -> None:
     assert net.get_submodule("fc1").rank == 10
 
 
+def test_keep_and_budget_exclude_each_other() -> None:
+    with refuses("keep=0.5", "svd.budget='params=8x'", "give one of them"):
+        SVD(keep=0.5, budget="params=8x")
+
+
 def test_a_budget_that_needs_an_input_is_refused() -> None:
     with refuses("svd.budget='macs=2x'", "params, bytes"):
         SVD(budget="macs=2x")

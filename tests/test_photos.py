@@ -128,6 +128,18 @@ def test_what_is_missing_is_said_in_one_line(folder: Path, tmp_path: Path, monke
         ImageNet(folder=str(folder)).load("train")
 
 
+def test_hidden_folders_are_no_classes_and_strange_or_too_many_classes_are_refused(folder: Path) -> None:
+    (folder / "train" / ".thumbnails").mkdir()
+    assert ImageNet(folder=str(folder), side=8).load("train").y.unique().tolist() == [0, 1]
+    (folder / "val" / "n03-green").mkdir()
+    with refuses("'n03-green'", "is not in train"):
+        ImageNet(folder=str(folder), side=8).load("test")
+    for i in range(999):
+        (folder / "train" / f"x{i}").mkdir()
+    with refuses("1,001 classes", "at most 1,000"):
+        ImageNet(folder=str(folder), side=8).load("train")
+
+
 def test_the_package_does_not_need_pillow() -> None:
     assert importlib.util.find_spec("ironrank.data.photos") is not None
     assert not hasattr(photos, "Image")

@@ -44,6 +44,22 @@ def test_processes_that_see_different_images_decide_alike(mnist, tmp_path):
     assert first == second
 
 
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
+    change = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    code = (
+        "import sys, torch.distributed as dist; from ironrank.training.processes import everywhere;"
+        "rank = int(sys.argv[2]);"
+        "dist.init_process_group('gloo', init_method='file://' + sys.argv[1], rank=rank, world_size=2);"
+        "print(everywhere(True, 'cpu'), everywhere(rank == 0, 'cpu')); dist.destroy_process_group()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "meeting")]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=change, stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    assert [process.communicate(timeout=120)[0].split() for process in processes] == [["True", "False"]] * 2
+
+
 class Told:
     """What this process is told to have seen: the ranks disagree about the collapse, and about every score."""
 

@@ -78,6 +78,24 @@ def test_the_costs_are_those_of_the_deployed_layers(name):
         assert count_params(thin(net[0], form, rank)) == count_params(plain)
 
 
+class ByName(nn.Module):
+    """A net that calls its layer by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(input=x)
+
+
+def test_layers_that_are_called_by_keyword_are_seen():
+    x = torch.randn(5, 3, 4)
+    (site,) = sites(ByName(), ["layer"], x)
+    assert site.out == 3
+    assert second_moments(ByName(), ["layer"], [x])["layer"].C.shape == (4, 4)
+
+
 def test_sites_of_linear_layers_and_layers_that_are_called_twice_or_never():
     class Net(nn.Module):
         def __init__(self):

@@ -1,7 +1,7 @@
 """ImageNet, or any set of photos in the same form: a folder for each class, decoded while it is trained on.
 
     FOLDER/train/<class>/<photo>      classes are numbered in the order of their names, as torchvision does
-    FOLDER/val/<class>/<photo>        what is judged
+    FOLDER/val/<class>/<photo>        what is judged; fewer than 1,000 classes leave outputs of the net unused
 
 Photos are scaled and cropped in the middle; there is no random resized crop, so that a training here is weaker than
 those of the literature by what that augmentation is worth.
@@ -57,7 +57,8 @@ class ImageNet(Dataset):
             The photos, classes in the order of their names.
 
         Raises:
-            IronrankError: If the folders are not there, or Pillow is missing.
+            IronrankError: If the folders are not there, a class is not in train, there are more than 1,000 classes, or
+                Pillow is missing.
         """
         if self.download:
             raise IronrankError(
@@ -67,7 +68,15 @@ class ImageNet(Dataset):
             raise IronrankError("imagenet is read from FOLDER/train/<class>/ and FOLDER/val/<class>/: name the folder "
                                 "(--data DIR)")  # fmt: skip
         root = Path(self.folder).expanduser()
-        classes = sorted(path.name for path in (root / "train").glob("*/"))
+        classes = _classes(root / "train")
+        if len(classes) > self.facts.classes:
+            raise IronrankError(
+                f"imagenet: {root / 'train'} has {len(classes):,} classes: at most 1,000 are allowed"
+            )
+        if strange := sorted(set(_classes(root / FOLDERS[split])) - set(classes)):
+            raise IronrankError(
+                f"imagenet: class '{strange[0]}' of {root / FOLDERS[split]} is not in train, which numbers them"
+            )
         places = [(name, i) for i, name in enumerate(classes)]
         found = [(file, i) for name, i in places for file in _photos(root / FOLDERS[split] / name)]
         if not found:
@@ -76,6 +85,10 @@ class ImageNet(Dataset):
                 f"imagenet: there is no {wanted} ({', '.join(sorted(ENDINGS))}) of a class of train"
             )
         return Photos([file for file, _ in found], torch.tensor([i for _, i in found]), self.side)
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*/") if not path.name.startswith("."))
 
 
 def _photos(folder: Path) -> list[Path]:

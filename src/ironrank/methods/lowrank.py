@@ -54,6 +54,10 @@ class LowRank(Method):
             IronrankError: If a value is not allowed, or the budget needs an input of the model.
         """
         super().__post_init__()
+        if self.budget and self.keep != type(self).keep:
+            raise IronrankError(
+                f"{self.label()}.keep={self.keep:g} and {self.label()}.budget={self.budget!r}: give one of them"
+            )
         if self.budget and (cost := parse_budget(self.budget).cost) not in ("params", "bytes"):
             raise IronrankError(
                 f"{self.label()}.budget={self.budget!r}: allowed is params, bytes; for {cost}, use ironrank.factorize"

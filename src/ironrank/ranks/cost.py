@@ -145,6 +145,19 @@ def call(model: nn.Module, example: Any) -> Any:
         return model(*example) if isinstance(example, tuple) else model(example)
 
 
+def input_of(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """Return the input of a layer that was called as ``layer(x)`` or ``layer(input=x)``.
+
+    Args:
+        args: What a hook is given.
+        named: The same by name.
+
+    Returns:
+        The input.
+    """
+    return args[0] if args else next(iter(named.values()))
+
+
 def sites(model: nn.Module, names: Iterable[str], example: Any = None) -> list[Site]:
     """Describe layers, and count the positions at which they act on the first example.
 
@@ -161,7 +174,10 @@ def sites(model: nn.Module, names: Iterable[str], example: Any = None) -> list[S
     found: dict[str, list[tuple[int, int, int]]] = {name: [] for name in layers}
     hooks = [
         layer.register_forward_hook(
-            lambda layer, args, out, name=name: found[name].append(_where(args[0], out, layer))
+            lambda layer, args, named, out, name=name: found[name].append(
+                _where(input_of(args, named), out, layer)
+            ),
+            with_kwargs=True,
         )
         for name, layer in layers.items()
     ]

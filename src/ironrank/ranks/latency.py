@@ -24,7 +24,7 @@ from ironrank.errors import IronrankError
 from ironrank.layers import factored_kind
 from ironrank.layers.forms import matrix_shape
 from ironrank.linalg.tucker import feasible_ranks
-from ironrank.ranks.cost import Array, Site, call, params
+from ironrank.ranks.cost import Array, Site, call, input_of, params
 
 Timer = Callable[[nn.Module, Any], float]  # from a module and its input to milliseconds
 
@@ -161,10 +161,13 @@ def _inputs(model: nn.Module, names: list[str], example: Any) -> dict[str, list[
     """Return the inputs with which each layer is called."""
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
-    def keep(layer: nn.Module, args: tuple, name: str) -> None:
-        seen[name].append(args[0].detach())
+    def keep(layer: nn.Module, args: tuple, named: dict[str, Any], name: str) -> None:
+        seen[name].append(input_of(args, named).detach())
 
-    hooks = [model.get_submodule(n).register_forward_pre_hook(functools.partial(keep, name=n)) for n in names]
+    hooks = [
+        model.get_submodule(n).register_forward_pre_hook(functools.partial(keep, name=n), with_kwargs=True)
+        for n in names
+    ]
     try:
         call(model, example)
     finally:

@@ -36,7 +36,7 @@ from ironrank.layers.forms import Rank, from_matrix, to_matrix
 from ironrank.linalg.precision import full_precision
 from ironrank.linalg.projection import low_rank
 from ironrank.linalg.tucker import hooi
-from ironrank.ranks.cost import call
+from ironrank.ranks.cost import call, input_of
 
 _RIDGE = 1e-6
 
@@ -167,7 +167,9 @@ def second_moments(model: nn.Module, names: Iterable[str], batches: Iterable[Any
         counts[name] += columns.shape[1]
 
     hooks = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: add(name, layer, args[0]))
+        layer.register_forward_pre_hook(
+            lambda layer, args, named, name=name: add(name, layer, input_of(args, named)), with_kwargs=True
+        )
         for name, layer in layers.items()
     ]
     try:

@@ -21,7 +21,7 @@ from ironrank.training.diagnosis import blown_up
 from ironrank.training.folder import check_folder, keep_lines
 from ironrank.training.held import CHECKPOINT, Held
 from ironrank.training.looking import Look, look
-from ironrank.training.processes import agreed, average_gradients, barrier, join, share_buffers
+from ironrank.training.processes import agreed, average_gradients, barrier, everywhere, join, share_buffers
 from ironrank.training.progress import Event, Watcher, watching
 from ironrank.training.run import Run
 from ironrank.training.start import check_model, fresh
@@ -131,8 +131,11 @@ class _Job(Held):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
                 loss = self.objective(self.model, x, y, generator=noise, memory=self.memory)
                 loss = loss + run.method.penalty(self.model, self.state)
-            if not torch.isfinite(loss):
-                raise IronrankError(self._blown_up(str(loss.item())))
+            if not everywhere(bool(torch.isfinite(loss)), x.device):
+                here = bool(torch.isfinite(loss))
+                raise IronrankError(
+                    self._blown_up("not finite in another process" if here else str(loss.item()))
+                )
             loss.backward()
             average_gradients(self.model, len(y))
             return loss.detach()

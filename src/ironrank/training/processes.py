@@ -57,6 +57,23 @@ def agreed(numbers: Sequence[float], device: torch.device | str) -> list[float]:
     return told.tolist()
 
 
+def everywhere(fact: bool, device: torch.device | str) -> bool:
+    """Return whether something holds in all processes, so that none goes on or stops alone.
+
+    Args:
+        fact: Whether it holds in this one.
+        device: Where the processes talk.
+
+    Returns:
+        Whether it holds in all of them.
+    """
+    if process()[1] == 1:
+        return fact
+    told = torch.tensor(float(fact), device=device)
+    dist.all_reduce(told, dist.ReduceOp.MIN)
+    return bool(told.item())
+
+
 def average_gradients(model: nn.Module, count: int) -> None:
     """Replace every gradient by its average over all samples of all processes, in place.
 
