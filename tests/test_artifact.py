@@ -24,8 +24,9 @@ from ironrank.files import (
     write_tensors,
     write_text,
 )
+from ironrank.layers import narrow, narrowed, widths
 from ironrank.methods import METHODS, CondLR
-from ironrank.models import MODELS, LeNet5, WideResNet
+from ironrank.models import MODELS, LeNet5, ResNet20, WideResNet
 from ironrank.surgery import factored_layers, factorize
 
 BUILT = [name for name in MODELS if name != "given"]  # the user's own module has no builder
@@ -137,12 +138,105 @@ def test_an_unknown_architecture_is_refused(change, words):
 def test_the_layout_says_which_layers_hold_what():
     net = WideResNet(width=0.125).build(SPEC)
     assert layout_of(net)["layers"] == {}
-    for name, method in METHODS.items():
+    for method in METHODS.values():
         made = method().prepare(LeNet5(width=0.1).build(DataSpec((1, 28, 28), 10, (0.0,), (1.0,))))
-        entries = layout_of(made)["layers"]
-        assert (not entries) == (name in ("dense", "cstar"))  # cstar truncates when training is over
-        assert all(entry["core"] == (name == "condlr") for entry in entries.values())
+        layout, layers = layout_of(made), dict(factored_layers(made))
+        assert layout["layers"].keys() == layers.keys() and layout["widths"].keys() == narrowed(made).keys()
+        assert all(entry["core"] == (layers[n].S is not None) for n, entry in layout["layers"].items())
     assert CondLR(keep=0.5).prepare(small_net())[0].rank == 2
+
+
+# ---- widths: nets from which filters were removed
+
+
+def narrow_net(net: nn.Sequential) -> nn.Sequential:
+    """`small_net` with 2 of 4 filters and 3 of 10 hidden units."""
+    for layer, width in ((net[0], [2, 1, 1]), (net[3], [3, 32]), (net[5], [3, 3])):
+        narrow(layer, width)
+        layer.reset_parameters()
+    return net
+
+
+def test_a_narrower_net_is_rebuilt_from_the_wide_one(tmp_path):
+    net, (x, _) = narrow_net(small_net()), small_batch()
+    loaded = load_model(save(net, tmp_path), model=small_net())
+    assert torch.equal(loaded(x), net(x)) and widths(loaded) == widths(net)
+    assert read_json(tmp_path / "layout.json")["widths"] == {
+        "0": {"width": [2, 1, 1], "of": [4, 1, 1]}, "3": {"width": [3, 32], "of": [10, 64]},
+        "5": {"width": [3, 3], "of": [3, 10]},
+    }  # fmt: skip
+    again = load_model(save(loaded, tmp_path / "again"), model=small_net())
+    assert torch.equal(again(x), net(x)) and layout_of(again)["widths"] == layout_of(net)["widths"]
+    refused(
+        lambda: load_model(tmp_path, model=narrow_net(small_net())), "narrows a width of [4, 1, 1], and this"
+    )
+    assert (loaded[0].out_channels, loaded[3].in_features, loaded[3].out_features) == (2, 32, 3)
+
+
+def test_a_narrower_net_may_be_factored_too(tmp_path):
+    net, (x, _) = factorize(narrow_net(small_net()), 0.5), small_batch()
+    loaded = load_model(save(net, tmp_path), model=small_net())
+    assert torch.equal(loaded(x), net(x)) and widths(loaded) == widths(net)
+
+
+def test_a_layout_of_an_earlier_version_has_no_widths():
+    net, (x, _) = factorize(small_net(), 0.5), small_batch()
+    layout = layout_of(net)
+    del layout["widths"]
+    assert torch.equal(restore(small_net(), layout, net.state_dict())(x), net(x))
+
+
+@pytest.mark.parametrize("entries, words", [
+    ({"0": ([5, 1, 1], [4, 1, 1])}, ("width [5, 1, 1] for a Conv2d of width [4, 1, 1]",)),
+    ({"0": ([0, 1, 1], [4, 1, 1])}, ("width [0, 1, 1] for a Conv2d",)),
+    ({"0": ([2], [4, 1, 1])}, ("width [2] for a Conv2d",)),
+    ({"0": ([], [4, 1, 1])}, ("width [], which is none",)),
+    ({"0": ("2", [4, 1, 1])}, ("width 2, which is none",)),
+    ({"0": ([2.5, 1, 1], [4, 1, 1])}, ("width [2.5, 1, 1], which is none",)),
+    ({"0": ([2, 1, 1], [8, 1, 1])}, ("narrows a width of [8, 1, 1], and this Conv2d has [4, 1, 1]",)),
+    ({"9": ([2], [4])}, ("does not fit the model",)),
+    ({"1": ([2], None)}, ("width [2] for a LeakyReLU of width None",)),
+    ({"3": ([10, 10**12], [10, 64])}, ("for a Linear",)),
+    ({"0": ([2, 1, 1], [4, 1, 1])}, ("tensor '0.weight' has shape (4, 1, 3, 3) where the layout needs (2, 1, 3, 3)",)),
+])  # fmt: skip
+def test_wrong_widths_are_refused(entries, words):
+    wrong = {name: {"width": width, "of": of} for name, (width, of) in entries.items()}
+    refused(
+        lambda: restore(small_net(), layout_of(small_net()) | {"widths": wrong}, small_net().state_dict()),
+        *words,
+    )
+    for damaged in ([2, 1, 1], None, {"of": [4, 1, 1]}):
+        layout = layout_of(small_net()) | {"widths": {"0": damaged}}
+        refused(lambda layout=layout: restore(small_net(), layout, small_net().state_dict()), "does not fit")
+
+
+def test_a_shortcut_is_rebuilt_as_narrow_as_it_was():
+    architecture = ResNet20(width=0.25)
+    net = architecture.build(SPEC)
+    shortcut = net.stage2.block1.shortcut
+    narrow(shortcut, [2, 1, -1, 0, -1])
+    x = torch.rand(2, 2, 4, 4)
+    found = shortcut(x)
+    assert torch.equal(found[:, [0, 2]], x[:, [1, 0], ::2, ::2]) and not found[:, [1, 3]].any()
+    again = restore(architecture.build(SPEC), layout_of(net, architecture, SPEC), net.state_dict())
+    assert torch.equal(again.stage2.block1.shortcut(x), found)
+    for width in ([3, 1, -1], [5, 0], [2, *range(9)]):
+        refused(lambda width=width: shortcut.set_width(width), "of a shortcut that has 2 to 4")
+
+
+@pytest.mark.parametrize("change", [
+    {"model": {"name": "lenet5", "width": 1e7}},
+    {"model": {"name": "lenet5", "width": 1e300}},
+    {"spec": [[1, 28, 28], 10**12, [0.0], [1.0]]},
+    {"spec": [[10**9, 10**6, 10**6], 10, [0.0], [1.0]]},
+    {"model": {"name": "vgg16", "hidden": 10**9}},
+    {"model": {"name": "wrn", "depth": 6 * 10**9 + 4}},
+])  # fmt: skip
+def test_a_layout_that_asks_for_a_huge_net_gets_one_line_and_no_memory(change, tmp_path):
+    architecture, spec = LeNet5(width=0.1), DataSpec((1, 28, 28), 10, (0.0,), (1.0,))
+    net = architecture.build(spec)
+    save_model(tmp_path / "model.safetensors", net, layout_of(net, architecture, spec) | change)
+    refused(lambda: load_model(tmp_path))
 
 
 # ---- files

@@ -237,13 +237,13 @@ def test_every_block_of_the_network_uses_its_shortcut(name):
 
 def test_the_shortcut_without_parameters_keeps_every_other_pixel_between_zeros():
     x = torch.arange(2 * 4 * 6 * 6.0).view(2, 4, 6, 6)
-    y = Pad(5, 2)(x)
+    y = Pad(4, 9, 2)(x)
     assert y.shape == (2, 9, 3, 3)
     torch.testing.assert_close(y[:, 2:6], x[:, :, ::2, ::2])
     assert y[:, :2].abs().sum() == y[:, 6:].abs().sum() == 0
     block = BasicBlock(4, 6, 2, 0.0, pad=True).eval()
     nn.init.zeros_(block.conv2.weight)
-    torch.testing.assert_close(block(x), Pad(2, 2)(x))
+    torch.testing.assert_close(block(x), Pad(4, 6, 2)(x))
     assert sum(p.numel() for p in block.parameters()) == 9 * (4 * 6 + 6 * 6) + 2 * 12
 
 

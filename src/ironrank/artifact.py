@@ -1,13 +1,14 @@
 """The run folder, and models that are rebuilt without the method that made them.
 
     run.json                   the exact configuration
-    layout.json                architecture, and which layers hold factors, in which form, of which rank
+    layout.json                architecture, which layers hold factors (form, rank), which lost channels
     model.safetensors          the weights of the best epoch by robust validation accuracy; the layout too
     last.safetensors           the weights of the last epoch; the layout too
     checkpoint.safetensors     what `--resume` needs: weights, optimizer, method state, progress
     metrics.jsonl              one line for every logged step
 
-Only JSON and safetensors are read: loading a model runs no code that the folder holds.
+Only JSON and safetensors are read: loading a model runs no code that the folder holds. A net is built without memory
+for its weights first; it gets some once its shapes are known to be those of the tensors in the file.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ironrank import __version__
 from ironrank.data.base import DataSpec
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors, write_json, write_tensors
-from ironrank.layers import Factored, factored_kind
+from ironrank.layers import Factored, factored_kind, narrow, narrowed, width_of
 from ironrank.models import MODELS
 from ironrank.models.base import Model
 from ironrank.settings import decode, encode
@@ -33,7 +35,7 @@ Layout = dict[str, Any]
 
 
 def layout_of(model: nn.Module, architecture: Model | None = None, spec: DataSpec | None = None) -> Layout:
-    """Describe the structure of a model: its architecture, and every layer that holds factors.
+    """Describe the structure of a model: its architecture, the layers that hold factors, those that lost channels.
 
     Args:
         model: The model.
@@ -50,6 +52,7 @@ def layout_of(model: nn.Module, architecture: Model | None = None, spec: DataSpe
         "model": encode(architecture),
         "spec": None if spec is None else list(spec),
         "layers": layers,
+        "widths": {name: {"width": new, "of": old} for name, (new, old) in narrowed(model).items()},
     }
 
 
@@ -78,7 +81,7 @@ def build(layout: Layout) -> nn.Module:
         shape, classes, mean, std = layout["spec"]
         spec = DataSpec(tuple(shape), classes, tuple(mean), tuple(std))
         return decode(Model, layout["model"], {Model: MODELS}, "model").build(spec)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IronrankError(f"the layout describes no model ({reason}): it is damaged") from None
 
@@ -89,7 +92,7 @@ def restore(
     """Give a dense model the structure of a layout and load the weights.
 
     Args:
-        model: The dense model, changed in place.
+        model: The dense model, changed in place; on the meta device it gets memory, on the CPU, once all shapes fit.
         layout: From `layout_of`.
         tensors: The ``state_dict``.
         where: Name for error messages.
@@ -101,22 +104,51 @@ def restore(
         IronrankError: If a layer or a tensor is missing, superfluous or of another shape.
     """
     try:
+        sizes = layout.get("widths", {})  # layouts of earlier versions have none
         for name, entry in layout["layers"].items():
-            replace(model, name, _empty_like(model.get_submodule(name), entry))
+            replace(model, name, _empty_like(model.get_submodule(name), entry, sizes.get(name)))
+        for name in sizes.keys() - layout["layers"].keys():
+            _narrow(model.get_submodule(name), sizes[name])
+        _compare(model.state_dict(), tensors)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            model.to_empty(device="cpu")
         model.load_state_dict(tensors)
-    except (KeyError, AttributeError, RuntimeError, TypeError) as error:
+    except (KeyError, AttributeError, RuntimeError, TypeError, IronrankError) as error:
         reason = " ".join(str(error).split())
         raise IronrankError(f"{where} does not fit the model: {reason[:300]}") from None
     return model
 
 
-def _empty_like(layer: nn.Module, entry: dict[str, Any]) -> Factored:
+def _narrow(layer: nn.Module, entry: dict[str, list[int]]) -> None:
+    if entry["of"] != width_of(layer):
+        kind, width = type(layer).__name__, width_of(layer)
+        raise TypeError(f"the layout narrows a width of {str(entry['of'])[:50]}, and this {kind} has {width}")
+    new = entry["width"]
+    if not isinstance(new, list) or not new or not all(type(number) is int for number in new):
+        raise TypeError(f"the layout says width {str(new)[:50]}, which is none")
+    narrow(layer, new)
+
+
+def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Refuse tensors of other names or shapes, by the first one that differs."""
+    if other := expected.keys() ^ found.keys():
+        name = min(other)
+        raise TypeError(f"tensor '{name}' is {'missing' if name in expected else 'superfluous'}")
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            sizes = tuple(found[name].shape), tuple(tensor.shape)
+            raise TypeError(f"tensor '{name}' has shape {sizes[0]} where the layout needs {sizes[1]}")
+
+
+def _empty_like(layer: nn.Module, entry: dict[str, Any], narrower: Any) -> Factored:
     if isinstance(layer, Factored):  # given again by a caller whose model is factored already
         raise TypeError("the model given already holds factors; pass the dense one")
     form = entry.get("form", "channel")  # layouts of earlier versions know no other one
     kind = factored_kind(type(layer), form)
     if kind.__name__ != entry["kind"]:
         raise TypeError(f"the layout says {entry['kind']} where the model has {type(layer).__name__}")
+    if narrower is not None:
+        _narrow(layer, narrower)
     rank = tuple(entry["rank"]) if isinstance(entry["rank"], list) else entry["rank"]
     if not all(isinstance(r, int) for r in (rank if isinstance(rank, tuple) else (rank,))):
         raise TypeError(f"the layout says rank {rank}, which is no number")
@@ -155,7 +187,10 @@ def load_model(folder: Path | str, which: str = "best", model: nn.Module | None 
         path = path / WHICH[which]
     tensors, notes = read_tensors(path)
     layout = read_layout(notes, path)
-    return restore(model if model is not None else build(layout), layout, tensors, str(path)).eval()
+    if model is None:
+        with torch.device("meta"):
+            model = build(layout)
+    return restore(model, layout, tensors, str(path)).eval()
 
 
 def read_layout(notes: dict[str, str], path: Path) -> Layout:
@@ -175,7 +210,8 @@ def read_layout(notes: dict[str, str], path: Path) -> Layout:
         layout = json.loads(notes["layout"])
     except (KeyError, ValueError, RecursionError):
         layout = None
-    if not isinstance(layout, dict) or not isinstance(layout.get("layers"), dict):
+    parts = [layout.get("layers"), layout.get("widths", {})] if isinstance(layout, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise IronrankError(f"{path} carries no layout: it was not written by ironrank, or is damaged")
     if layout.get("format") != 1:
         raise IronrankError(f"{path} has layout format {layout.get('format')}: this version reads format 1")

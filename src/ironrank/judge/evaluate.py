@@ -31,7 +31,7 @@ from ironrank.linalg import condition_number, orthonormality_error, singular_val
 from ironrank.ranks.cost import count_macs, count_params
 from ironrank.settings import encode
 from ironrank.surgery import deploy, weighted_layers
-from ironrank.training.run import decode_run
+from ironrank.training.run import Run, decode_run
 
 IMAGES = 1000  # judged by default: the first test images, in the published order
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)  # multiples of eps
@@ -45,6 +45,7 @@ def evaluate(
     curve: Sequence[Attack] = (),
     seed: int = 0,
     latency_runs: int = 200,
+    dense: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Measure a net.
 
@@ -55,6 +56,8 @@ def evaluate(
         curve: Attacks of growing eps, for the curve of accuracy against eps.
         seed: Seed of the attacks' random starts.
         latency_runs: Number of timed batch-1 calls.
+        dense: The dense net that it was made from, which its size is compared with; only its shapes matter. By default
+            the net with its factors merged, which is smaller than that where filters were removed.
 
     Returns:
         Plain values: ``clean``, ``robust``, ``curve``, ``params_dense``, ``params_stored``, ``params_deployed``,
@@ -75,7 +78,7 @@ def evaluate(
         "robust": robust,
         "curve": points,
         "curve_attack": curve[-1].describe() if curve else None,
-        **_size(model, judged, one),
+        **_size(model, judged, one, dense),
         "latency_ms": latency(judged, one, latency_runs, torch.get_num_threads()),
         "layers": layers,
         "max_cond": max((layer["cond"] for layer in layers), default=1.0),
@@ -140,7 +143,8 @@ def evaluate_folder(
     attacks: list[Attack] = [FGSM(norm=norm, eps=radius) for radius in radii]
     attacks += [PGD(norm=norm, eps=radius, steps=steps, restarts=restarts) for radius in radii]
     curve = [PGD(norm=norm, eps=factor * max(radii), steps=steps) for factor in CURVE]
-    result = evaluate(net, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs)
+    result = evaluate(net, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs,
+                      dense=_architecture(run, model))  # fmt: skip
     result |= {
         "name": name or folder.resolve().name,
         "recipe": run.recipe,
@@ -202,14 +206,22 @@ def describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
     }
 
 
-def _size(model: nn.Module, judged: nn.Module, x: Tensor) -> dict[str, int]:
-    dense = deploy(model, dense=True).eval().to(x.device)
+def _architecture(run: Run, given: nn.Module | None) -> nn.Module:
+    """Return the dense net of a run, on the meta device."""
+    if given is not None:
+        return copy.deepcopy(given).to("meta")
+    with torch.device("meta"):
+        return run.model.build(run.data.spec)
+
+
+def _size(model: nn.Module, judged: nn.Module, x: Tensor, dense: nn.Module | None) -> dict[str, int]:
+    dense = (deploy(model, dense=True) if dense is None else copy.deepcopy(dense)).to("meta").eval()
     weights = {name: tensor.cpu().contiguous() for name, tensor in judged.state_dict().items()}
     return {
         "params_dense": count_params(dense),
         "params_stored": count_params(model),
         "params_deployed": count_params(judged),
-        "macs_dense": count_macs(dense, x),
+        "macs_dense": count_macs(dense, x.to("meta")),
         "macs": count_macs(judged, x),
         "bytes": len(to_bytes(weights)),
     }

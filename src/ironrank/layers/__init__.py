@@ -8,6 +8,7 @@ from ironrank.layers.forms import FORMS, Rank, check_form, full_rank, natural_fo
 from ironrank.layers.frozen import frozen
 from ironrank.layers.linear import FactoredLinear
 from ironrank.layers.tucker2 import Tucker2Conv1d, Tucker2Conv2d, Tucker2Conv3d
+from ironrank.layers.widths import mark, narrow, narrowed, width_of, widths
 
 # The dense type that each factored type stands for, in the matrix forms.
 FACTORED: dict[type[nn.Module], type[Factored]] = {
@@ -61,4 +62,9 @@ __all__ = [
     "natural_form",
     "full_rank",
     "parts",
+    "mark",
+    "narrow",
+    "narrowed",
+    "width_of",
+    "widths",
 ]

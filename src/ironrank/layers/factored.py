@@ -106,6 +106,8 @@ class Factored(nn.Module):
         device = dense.weight.device if fresh else torch.device("meta")
         layer = cls._of_sizes(dense, rank, core, form or cls.form, device)
         layer = layer if fresh else layer.to_empty(device=dense.weight.device)
+        if hasattr(dense, "full_width"):
+            layer.full_width = dense.full_width
         return layer.train(dense.training)
 
     @classmethod

@@ -9,11 +9,14 @@ Sources: He et al. 2016, "Deep residual learning", and 2016, "Identity mappings 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ironrank.errors import IronrankError
 from ironrank.models.base import activation, chain, conv
 
 
@@ -40,7 +43,7 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module | None = None
         if inputs != outputs or stride != 1:
             one = {"conv": conv(inputs, outputs, 1, stride), "bn": nn.BatchNorm2d(outputs)}
-            self.shortcut = Pad(outputs - inputs, stride) if pad else chain(one)
+            self.shortcut = Pad(inputs, outputs, stride) if pad else chain(one)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""
@@ -51,28 +54,73 @@ class BasicBlock(nn.Module):
 class Pad(nn.Module):
     """The shortcut without parameters: every stride-th pixel, and channels of zeros on both sides.
 
+    Where there are fewer channels out than in, as in some very narrow nets, channels are dropped instead. Once filters
+    have been removed on either side, `source` says which channel goes where.
+
     Args:
-        more: Channels to add; where it is negative, as in some very narrow nets, channels are dropped instead.
+        inputs: Channels in.
+        outputs: Channels out.
         stride: Distance of the pixels kept.
+
+    Attributes:
+        inputs: Channels in.
+        source: For each channel out the channel in that it is a copy of, or -1 for zeros.
 
     Example:
         >>> import torch
-        >>> Pad(2, 2)(torch.ones(1, 1, 4, 4)).sum(dim=(0, 2, 3)).tolist()
-        [0.0, 4.0, 0.0]
+        >>> pad = Pad(2, 4, 2)
+        >>> pad(torch.ones(1, 2, 4, 4)).sum(dim=(0, 2, 3)).tolist(), pad.source
+        ([0.0, 4.0, 4.0, 0.0], (-1, 0, 1, -1))
+        >>> pad.set_width([1, 0, -1])
+        >>> pad(torch.ones(1, 1, 4, 4)).sum(dim=(0, 2, 3)).tolist()
+        [4.0, 0.0]
     """
 
-    def __init__(self, more: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.more, self.stride = more, stride
+        self.inputs, self.stride, self.source = inputs, stride, _centred(inputs, outputs)
+        self._index: Tensor | None = None  # of a narrower shortcut, made where it is first needed
+
+    def width(self) -> list[int]:
+        """Return the channels in, and `source`."""
+        return [self.inputs, *self.source]
+
+    def set_width(self, width: list[int]) -> None:
+        """Take fewer channels.
+
+        Args:
+            width: From `width`, of a narrower shortcut.
+
+        Raises:
+            IronrankError: If it has no such channels.
+        """
+        inputs, *source = width
+        known = [j for j in source if j >= 0]
+        if inputs > self.inputs or len(source) > len(self.source) or max(known, default=0) >= max(inputs, 1):
+            raise IronrankError(
+                f"width {inputs} to {len(source)} of a shortcut that has {self.inputs} to {len(self.source)}"
+            )
+        self.inputs, self.source, self._index = inputs, tuple(source), None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (b, c + more, h / stride, w / stride) for (b, c, h, w)."""
-        before = self.more // 2
-        return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.more - before))
+        """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""
+        x, outputs = x[..., :: self.stride, :: self.stride], len(self.source)
+        if self.source == _centred(self.inputs, outputs):
+            before = (outputs - self.inputs) // 2
+            return F.pad(x, (0, 0, 0, 0, before, outputs - self.inputs - before))
+        if self._index is None or self._index.device != x.device:
+            self._index = torch.tensor([self.inputs if j < 0 else j for j in self.source], device=x.device)
+        return F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self._index)  # the last channel is zero
 
     def extra_repr(self) -> str:
-        """Return both arguments."""
-        return f"more={self.more}, stride={self.stride}"
+        """Return channels and stride."""
+        return f"{self.inputs}, {len(self.source)}, stride={self.stride}"
+
+
+@functools.cache
+def _centred(inputs: int, outputs: int) -> tuple[int, ...]:
+    before = (outputs - inputs) // 2
+    return tuple(j - before if 0 <= j - before < inputs else -1 for j in range(outputs))
 
 
 class PreActBlock(nn.Module):

@@ -39,7 +39,7 @@ class VGG16(Model):
     name = "vgg16"
     width: float = setting(1.0, "factor on the number of channels and hidden units", gt=0)
     slope: float = setting(0.01, "slope of the activation for negative inputs", ge=0, le=1)
-    hidden: int = setting(2, "linear layers of 512 units before the last one", ge=0, paper="2")
+    hidden: int = setting(2, "linear layers of 512 units before the last one", ge=0, le=100, paper="2")
     dropout: float = setting(
         0.0, "share of features dropped before the linear layers", ge=0, lt=1, paper="0.2"
     )

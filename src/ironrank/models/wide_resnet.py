@@ -33,7 +33,7 @@ class WideResNet(Model):
     """
 
     name = "wrn"
-    depth: int = setting(16, "number of layers, 4 more than a multiple of 6", ge=10)
+    depth: int = setting(16, "number of layers, 4 more than a multiple of 6", ge=10, le=1000)
     widen: int = setting(4, "factor on the channels of the blocks, not of the first layer", ge=1)
     width: float = setting(1.0, "factor on all channels, for narrow test versions", gt=0)
     slope: float = setting(0.01, "slope of the activation for negative inputs", ge=0, le=1)
