@@ -107,8 +107,9 @@ def restore(
         sizes = layout.get("widths", {})  # layouts of earlier versions have none
         for name, entry in layout["layers"].items():
             replace(model, name, _empty_like(model.get_submodule(name), entry, sizes.get(name)))
-        for name in sizes.keys() - layout["layers"].keys():
-            _narrow(model.get_submodule(name), sizes[name])
+        for name, entry in sizes.items():
+            if name not in layout["layers"]:
+                _narrow(model.get_submodule(name), entry)
         _compare(model.state_dict(), tensors)
         if any(parameter.is_meta for parameter in model.parameters()):
             model.to_empty(device="cpu")
