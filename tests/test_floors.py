@@ -21,7 +21,7 @@ FLOORS = (
     ("layers", "models", "data", "attacks"),
     ("ranks", "surgery", "optim", "objectives"),
     ("methods", "artifact"),
-    ("training", "judge", "report", "bench", "export"),
+    ("training", "judge", "report", "bench", "export", "certificates"),
     ("recipes", "config", "compression", "comparison", "catalog"),
     ("verbs", "console", "cli"),
 )
