@@ -21,7 +21,18 @@ from ironrank.attacks import FGSM, FGSMRS, NFGSM, PGD, Attack, LowRankPGD
 from ironrank.data import MNIST
 from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank
 from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
-from ironrank.methods import CSTAR, SVD, UV, CondLR, Dense, Method
+from ironrank.methods import (
+    CSTAR,
+    SVD,
+    UV,
+    Cayley,
+    CondLR,
+    Dense,
+    Method,
+    Projected,
+    SoftOrthogonal,
+    Spectral,
+)
 from ironrank.models import LeNet5
 from ironrank.objectives import Clean, Distill, Free, Madry, Mart, Memory, Objective, Trades
 from ironrank.optim import SGD, Optimizer
@@ -202,6 +213,13 @@ def holds_band(model: nn.Module, method: Any) -> None:
         assert condition_number(layer.matrix().detach(), layer.U.shape[1]) <= 1 + method.tau_of(name) + 1e-5
 
 
+def holds_orthonormal(model: nn.Module, method: Any) -> None:
+    """The Stiefel manifold: every weight that the method takes has one singular value, its scale."""
+    assert method.layers(model)
+    for _, X in method.weights(model):
+        assert orthonormality_error(X.detach() / method.scale) <= 1e-5
+
+
 def holds_budget(model: nn.Module, method: Any) -> None:
     """CSTAR: dense until the end, and then within the budget."""
     if factored_layers(model):
@@ -219,6 +237,17 @@ METHOD_CASES: dict[str, MethodCase] = {
     "cstar": MethodCase(
         CSTAR(budget="params=1x"), CSTAR(budget="params=2x", rho=0.1, every=2, choose=2), holds_budget
     ),
+    "cayley": MethodCase(
+        Cayley(gain=10), Cayley(scale=2.0, first="free"), holds_orthonormal, moves_at_init=True
+    ),
+    "projected": MethodCase(
+        Projected(gain=10),
+        Projected(retraction="polar", exclude=("3",)),
+        holds_orthonormal,
+        moves_at_init=True,
+    ),
+    "soft-orthogonal": MethodCase(SoftOrthogonal(), SoftOrthogonal(kind="srip"), holds_nothing),
+    "spectral": MethodCase(Spectral(), Spectral(kind="norm"), holds_nothing),
 }
 
 # ---- a problem that every method can learn in a moment

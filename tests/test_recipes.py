@@ -16,7 +16,7 @@ from ironrank.linalg import condition_number
 from ironrank.methods import CSTAR, METHODS, SVD, CondLR, Dense
 from ironrank.models import count
 from ironrank.objectives import Clean
-from ironrank.recipes import RECIPES, stages
+from ironrank.recipes import RECIPES, orthogonal, stages
 from ironrank.recipes.condlr import MODES, lenet5_mnist
 from ironrank.settings import encode
 from ironrank.surgery import deploy, factored_layers
@@ -24,13 +24,16 @@ from ironrank.training import Run, decode_run, train
 
 PUBLISHED = [name for name in RECIPES if name.startswith("condlr/")]
 COMPRESSED = [name for name in RECIPES if name.startswith("cstar/")]
+ORTHOGONAL = [name for name in RECIPES if name.startswith("orthogonal/")]
 # the method of the last stage
-LAST = {"cstar": "dense", "cstar+cond": "condlr", "narrow": "dense"}
+LAST = {"cstar": "dense", "cstar+cond": "condlr", "narrow": "dense", "srip": "soft-orthogonal"}
 
 
 def modes_of(name: str) -> tuple[str, ...]:
     if name in COMPRESSED:
         return stages.MODES
+    if name in ORTHOGONAL:
+        return orthogonal.MODES
     return MODES if name in PUBLISHED else ("dense", "svd", "condlr")
 
 
@@ -49,7 +52,7 @@ def with_data(run: Run, mnist: str, cifar: str, photos: str | None = None) -> Ru
 @pytest.mark.parametrize("name, mode", FORMS)
 def test_a_recipe_survives_json(name, mode, tiny):
     run = RECIPES[name](mode=mode, tiny=tiny)
-    wanted = LAST.get(mode, mode) if name in COMPRESSED else mode
+    wanted = LAST.get(mode, mode)
     assert run.recipe == name and run.method.name == wanted
     text = json.dumps(encode(run), allow_nan=False)
     assert decode_run(json.loads(text)) == run
@@ -134,6 +137,23 @@ def test_an_unknown_mode_is_refused(name):
 def test_every_method_is_in_a_recipe():
     runs = [stage for name, mode in FORMS for stage in chain(RECIPES[name](mode=mode))]
     assert {run.method.name for run in runs} == METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    "name, mode", [(ORTHOGONAL[0], mode) for mode in orthogonal.MODES] + [(ORTHOGONAL[1], "cayley")]
+)
+def test_the_tiny_form_of_an_orthogonality_baseline_trains(name, mode, mnist, cifar, tmp_path):
+    run = with_data(RECIPES[name](mode=mode, tiny=True), mnist, cifar)
+    folder = train(run, tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    if mode in ("cayley", "projected"):
+        assert all(condition_number(X.detach()) < 1 + 1e-4 for _, X in run.method.weights(load_model(folder)))
+    dense = dataclasses.replace(
+        run, recipe=RECIPES["condlr/lenet5-mnist"](mode="dense").recipe, method=Dense()
+    )
+    if name == ORTHOGONAL[0]:
+        assert dense == with_data(RECIPES["condlr/lenet5-mnist"](mode="dense", tiny=True), mnist, cifar)
 
 
 # ---- compression and what it is measured against

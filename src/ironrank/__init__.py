@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ironrank.errors import IronrankError
     from ironrank.judge.evaluate import evaluate, evaluate_folder
     from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
-    from ironrank.methods import SVD, UV, CondLR, Dense, Method
+    from ironrank.methods import SVD, UV, Cayley, CondLR, Dense, Method, Projected, SoftOrthogonal, Spectral
     from ironrank.surgery import deploy, factorize, plan
     from ironrank.training import Run, train
     from ironrank.verbs import compress
@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "surgery": ("factorize", "plan", "deploy"),
     "layers": ("FactoredLinear", "FactoredConv1d", "FactoredConv2d", "FactoredConv3d"),
-    "methods": ("Method", "Dense", "SVD", "UV", "CondLR"),
+    "methods": (
+        "Method",
+        "Dense",
+        "SVD",
+        "UV",
+        "CondLR",
+        "Cayley",
+        "Projected",
+        "SoftOrthogonal",
+        "Spectral",
+    ),
     "training": ("Run", "train"),
     "verbs": ("compress",),
     "judge.evaluate": ("evaluate", "evaluate_folder"),
@@ -50,6 +60,10 @@ __all__ = [
     "SVD",
     "UV",
     "CondLR",
+    "Cayley",
+    "Projected",
+    "SoftOrthogonal",
+    "Spectral",
     "Run",
     "train",
     "compress",

@@ -2,6 +2,7 @@
 
 from ironrank.linalg.factors import USV, UV
 from ironrank.linalg.parallel import side_by_side
+from ironrank.linalg.power import dominant, power_step, stretch
 from ironrank.linalg.projection import leading, low_rank
 from ironrank.linalg.spectrum import (
     clamp,
@@ -39,6 +40,9 @@ __all__ = [
     "truncated_svd",
     "low_rank",
     "leading",
+    "dominant",
+    "power_step",
+    "stretch",
     "hosvd",
     "hooi",
     "channel_spectra",

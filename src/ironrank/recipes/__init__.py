@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ironrank.recipes import condlr, cstar, demo
+from ironrank.recipes import condlr, cstar, demo, orthogonal
 from ironrank.training import Run
 
 RECIPES: dict[str, Callable[..., Run]] = {
@@ -20,6 +20,8 @@ RECIPES: dict[str, Callable[..., Run]] = {
     "cstar/wrn28-4-cifar10": cstar.wrn28_4_cifar10,
     "cstar/resnet18-cifar100": cstar.resnet18_cifar100,
     "cstar/resnet18-imagenet": cstar.resnet18_imagenet,
+    "orthogonal/lenet5-mnist": orthogonal.lenet5_mnist,
+    "orthogonal/vgg16-cifar10": orthogonal.vgg16_cifar10,
 }
 
 __all__ = ["RECIPES"]
