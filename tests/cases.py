@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ironrank.attacks import FGSM, FGSMRS, NFGSM, PGD, Attack, LowRankPGD
+from ironrank.attacks import APGD, FGSM, FGSMRS, NFGSM, PGD, Attack, LowRankPGD
 from ironrank.data import MNIST
 from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank
 from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
@@ -143,6 +143,7 @@ ATTACK_CASES: dict[str, Attack] = {
     "n-fgsm": NFGSM(eps=0.1),
     "pgd": PGD(eps=0.1, steps=2, restarts=2),
     "low-rank-pgd": LowRankPGD(eps=0.1, rank=2, steps=2),
+    "apgd": APGD(eps=0.1, steps=5, targets=2),
 }
 
 # ---- objectives: made for a radius, and what each is at radius 0

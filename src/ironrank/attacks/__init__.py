@@ -1,10 +1,11 @@
 """Attacks: settings, called as ``attack(model, x, y)``, that return changed pixels and leave no trace."""
 
+from ironrank.attacks.apgd import APGD
 from ironrank.attacks.base import Attack
 from ironrank.attacks.fgsm import FGSM, FGSMRS, NFGSM
 from ironrank.attacks.low_rank import LowRankPGD
 from ironrank.attacks.pgd import PGD, stronger
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD, LowRankPGD)}
+ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD, LowRankPGD, APGD)}
 
-__all__ = ["ATTACKS", "Attack", "FGSM", "FGSMRS", "NFGSM", "PGD", "LowRankPGD", "stronger"]
+__all__ = ["ATTACKS", "Attack", "FGSM", "FGSMRS", "NFGSM", "PGD", "LowRankPGD", "APGD", "stronger"]

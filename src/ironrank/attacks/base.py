@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ironrank.attacks.losses import LOSSES
+from ironrank.attacks.losses import LOSSES, Aim
 from ironrank.attacks.threat import NORMS
 from ironrank.errors import IronrankError
 from ironrank.layers.frozen import frozen
@@ -21,6 +22,20 @@ Measure = Callable[
     [Tensor, Tensor], Tensor
 ]  # logits (b, classes) and the pixels they belong to -> losses (b,)
 PRECISIONS = ("float32", "bfloat16")
+
+
+class Seen(NamedTuple):
+    """What one pass of the model tells about a point; all of it detached.
+
+    Attributes:
+        logits: Scores (b, classes), float32 or better.
+        losses: What is climbed (b,).
+        gradient: Of the losses in the pixels (b, ...), finite; None where it was not asked for.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class Loss:
 
     def __call__(self, point: Tensor) -> Tensor:
         """Return the losses (b,) at these pixels, to compare points by."""
-        return self._at(point, None if self.precision is None else "float32")
+        return self._at(point, self.exact)
 
     def rough(self, point: Tensor) -> Tensor:
         """Return the losses (b,) at these pixels, to follow their gradient."""
@@ -50,10 +65,59 @@ class Loss:
         """Whether the losses met on the way are too rough to compare points by."""
         return self.precision == "bfloat16"
 
-    def _at(self, point: Tensor, precision: str | None) -> Tensor:
+    @property
+    def aim(self) -> Aim | None:
+        """The classes that the measure is about; None where it is any other function."""
+        return self.measure if isinstance(self.measure, Aim) else None
+
+    def seen(self, point: Tensor, gradient: bool = True) -> Seen:
+        """Return what a pass at these pixels (b, ...) tells; the precision is that of the steps.
+
+        A gradient that is not a number counts as zero, so that one bad pixel does not end a search.
+
+        Args:
+            point: Pixels (b, ...).
+            gradient: Whether to compute the gradient.
+
+        Returns:
+            Logits, losses and gradients.
+
+        Raises:
+            IronrankError: If no gradient reaches the pixels.
+        """
+        point = point.detach().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            logits = self.logits(point, self.precision)
+            losses = self.measure(logits, point)
+        found = torch.nan_to_num(_gradient(losses, point)) if gradient else None
+        return Seen(logits.detach(), losses.detach(), found)
+
+    def looked(self, point: Tensor) -> Seen:
+        """Return logits and losses at these pixels, to compare points by."""
+        with torch.no_grad():
+            logits = self.logits(point, self.exact)
+            return Seen(logits, self.measure(logits, point))
+
+    def take(self, rows: Tensor) -> Loss:
+        """Return the loss of the samples at ``rows`` (int64).
+
+        A measure that is no `Aim` belongs to the whole batch; none of its samples ever counts as fooled and leaves.
+        """
+        return self if self.aim is None else replace(self, measure=self.aim.take(rows))
+
+    @property
+    def exact(self) -> str | None:
+        """The precision in which points are compared."""
+        return None if self.precision is None else "float32"
+
+    def logits(self, point: Tensor, precision: str | None) -> Tensor:
+        """Return the logits (b, classes) at these pixels, in float32 or better."""
         with autocast_as(precision, point.device):
             logits = self.model(point)
-        return self.measure(logits if logits.dtype == torch.float64 else logits.float(), point)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _at(self, point: Tensor, precision: str | None) -> Tensor:
+        return self.measure(self.logits(point, precision), point)
 
 
 def autocast_as(precision: str | None, device: torch.device) -> AbstractContextManager:
@@ -74,7 +138,11 @@ class Attack(Settings):
 
     norm: str = setting("Linf", "norm that measures the change of one sample", choices=NORMS)
     eps: float = setting(8 / 255, "largest change in that norm, pixel units", ge=0)
-    loss: str = setting("ce", "what is driven up: cross-entropy or logit margin", choices=tuple(LOSSES))
+    loss: str = setting(
+        "ce",
+        "what is driven up: cross-entropy, also of rescaled logits, logit margin or DLR",
+        choices=tuple(LOSSES),
+    )
     precision: str | None = setting(
         None,
         "of the gradient steps, while points are compared in float32; none follows the run",
@@ -118,7 +186,7 @@ class Attack(Settings):
         check_batch(x, y)
         with torch.inference_mode(False):
             y = y.clone()  # a clone, since tensors of inference mode know no gradient
-        return self.maximise(model, x, lambda logits, _: LOSSES[self.loss](logits, y), generator=generator)
+        return self.maximise(model, x, Aim(self.loss, y), generator=generator)
 
     def maximise(
         self,
@@ -144,8 +212,8 @@ class Attack(Settings):
         if self.eps == 0 or len(x) == 0:
             return x.detach().clone()
         with evaluation_mode(model), frozen(model), torch.inference_mode(False), torch.enable_grad():
-            loss = Loss(model, measure, self.precision)
-            return self.perturb(loss, x.detach().clone(), private).detach()
+            loss, x = Loss(model, measure, self.precision), x.detach().clone()
+            return self.perturb(begun(loss, x), x, private).detach()
 
     def perturb(self, loss: Loss, x: Tensor, generator: torch.Generator) -> Tensor:
         """Search; gradients are enabled and the model is in evaluation mode.
@@ -183,10 +251,22 @@ def loss_and_gradient(loss: Loss, point: Tensor) -> tuple[Tensor, Tensor]:
     """
     point = point.detach().requires_grad_()
     losses = loss.rough(point)
+    return losses.detach(), _gradient(losses, point)
+
+
+def begun(loss: Loss, x: Tensor) -> Loss:
+    """Return the loss of a search that begins at these pixels: where it needs a scale, that is settled here."""
+    if loss.aim is None:
+        return loss
+    with torch.no_grad():
+        return replace(loss, measure=loss.aim.begun(lambda: loss.logits(x, loss.exact)))
+
+
+def _gradient(losses: Tensor, point: Tensor) -> Tensor:
     if losses.requires_grad:
         (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
         if gradient is not None:
-            return losses.detach(), gradient
+            return gradient
     raise IronrankError(
         "attack on a model without a gradient at its pixels: logits that autograd can follow are needed; "
         "remove no_grad, detach or rounding from the model"

@@ -28,13 +28,13 @@ The projection in place of that, Linf, the random start and the choice of the be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Loss, loss_and_gradient
-from ironrank.attacks.pgd import PGD, _Highest
+from ironrank.attacks.base import Loss
+from ironrank.attacks.pgd import PGD
 from ironrank.attacks.threat import random_start, shorten, steepest
 from ironrank.errors import IronrankError
 from ironrank.linalg import low_rank
@@ -81,36 +81,27 @@ class LowRankPGD(PGD):
             raise IronrankError(f"low-rank-pgd on pixels of shape {tuple(x.shape)}: images (b, ..., h, w) are needed; "
                                 "use pgd")  # fmt: skip
         if self.rank >= min(x.shape[-2:]):
-            return super().perturb(loss, x, generator)
-        point, highest = x, _Highest(x) if self.keep == "best" else None
-        if highest and self.random_start:
-            highest.look(x, loss)
-        for _ in range(self.restarts):
-            change = self._start(x, generator)
-            point = (x + change).clamp(0, 1)
-            for _ in range(self.steps):
-                losses, gradient = loss_and_gradient(loss, point)
-                if highest and loss.compares_apart:
-                    highest.look(point, loss)
-                elif highest:
-                    highest.offer(point, losses)
-                change = self._step(change, gradient, x)
-                point = (x + change).clamp(0, 1)
-            if highest:
-                highest.look(point, loss)
-        return highest.point if highest else point
+            same = {field.name: getattr(self, field.name) for field in fields(PGD)}
+            return PGD(**same).perturb(loss, x, generator)
+        return super().perturb(loss, x, generator)
 
-    def _start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the change (b, ..., h, w) that a climb begins with."""
         if not self.random_start:
             return torch.zeros_like(x)
         return self._allowed(random_start(x, self.eps, self.norm, generator) - x)
 
-    def _step(self, change: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+    def moved(self, place: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        """Return the change (b, ..., h, w) after a step."""
         # a decomposition fails for the whole batch where one sample's gradient is not a number
-        target = change + self._length() * steepest(gradient.nan_to_num(), self.norm)
+        target = place + self.length * steepest(gradient.nan_to_num(), self.norm)
         if self.norm == "Linf":
             target = shorten(target, self.eps, self.norm)
         return self._allowed((x + target).clamp(0, 1) - x)
+
+    def pixels(self, place: Tensor, x: Tensor) -> Tensor:
+        """Return the image that a change (b, ..., h, w) makes."""
+        return (x + place).clamp(0, 1)
 
     def _allowed(self, change: Tensor) -> Tensor:
         """Return the nearest changes of this rank, shrunk until they are inside the ball."""

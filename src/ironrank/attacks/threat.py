@@ -57,7 +57,7 @@ def shorten(delta: Tensor, eps: float, norm: str) -> Tensor:
     """
     if norm == "Linf":
         return delta.clamp(-eps, eps)
-    return delta * (eps / _length(delta).clamp_min(eps))
+    return delta * (eps / length(delta).clamp_min(eps))
 
 
 def random_start(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
@@ -97,14 +97,24 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
         return gradient.sign()
     tiny = torch.finfo(gradient.dtype).tiny
     largest = gradient.abs().flatten(1).amax(1).clamp_min(tiny)
-    gradient = gradient / _per_sample(largest, gradient)  # squares of tiny numbers would vanish
-    return gradient / _length(gradient).clamp_min(tiny)
+    gradient = gradient / per_sample(largest, gradient)  # squares of tiny numbers would vanish
+    return gradient / length(gradient).clamp_min(tiny)
 
 
-def _length(delta: Tensor) -> Tensor:
-    """Return the Euclidean length of each sample, shaped (b, 1, ...)."""
-    return _per_sample(delta.flatten(1).norm(dim=1), delta)
+def length(delta: Tensor, norm: str = "L2") -> Tensor:
+    """Return the length of each change.
+
+    Args:
+        delta: Changes (b, ...).
+        norm: ``Linf`` or ``L2``.
+
+    Returns:
+        Lengths (b, 1, ...), pixel units.
+    """
+    order = torch.inf if norm == "Linf" else 2
+    return per_sample(torch.linalg.vector_norm(delta.flatten(1), order, dim=1), delta)
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Return one value for each sample (b,) shaped (b, 1, ...), to go with pixels ``like`` (b, ...)."""
     return values.view(-1, *[1] * (like.dim() - 1))
