@@ -5,6 +5,7 @@ from ironrank.methods.cayley import Cayley
 from ironrank.methods.condlr import CondLR
 from ironrank.methods.cstar import CSTAR
 from ironrank.methods.dense import Dense
+from ironrank.methods.magnitude import Magnitude
 from ironrank.methods.projected import Projected
 from ironrank.methods.soft_orthogonal import SoftOrthogonal
 from ironrank.methods.spectral import Spectral
@@ -13,7 +14,7 @@ from ironrank.methods.uv import UV
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Dense, SVD, UV, CondLR, CSTAR, Cayley, Projected, SoftOrthogonal, Spectral)
+    for method in (Dense, SVD, UV, CondLR, CSTAR, Cayley, Projected, SoftOrthogonal, Spectral, Magnitude)
 }
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "Projected",
     "SoftOrthogonal",
     "Spectral",
+    "Magnitude",
     "METHODS",
 ]

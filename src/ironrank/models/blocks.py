@@ -10,7 +10,7 @@ Sources: He et al. 2016, "Deep residual learning", and 2016, "Identity mappings 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,17 @@ class Pad(nn.Module):
                 f"width {inputs} to {len(source)} of a shortcut that has {self.inputs} to {len(self.source)}"
             )
         self.inputs, self.source, self._index = inputs, tuple(source), None
+
+    def remove_inputs(self, channels: Sequence[int]) -> None:
+        """Take no more of these channels in; those out that were their copies become zeros."""
+        gone = set(channels)
+        place = {old: new for new, old in enumerate(i for i in range(self.inputs) if i not in gone)}
+        self.set_width([len(place), *(place.get(j, -1) for j in self.source)])
+
+    def remove_outputs(self, channels: Sequence[int]) -> None:
+        """Give no more of these channels out."""
+        gone = set(channels)
+        self.set_width([self.inputs, *(j for i, j in enumerate(self.source) if i not in gone)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""

@@ -3,10 +3,12 @@
 plan        which layers would become low-rank, in which form, at which rank, and why others stay
 factorize   do it; the model computes nearly the same function (the same at full rank)
 apply_plan  the same, for a plan made elsewhere
+find_groups which filters hang together, and `remove`, which takes some of them out of the net for good
 deploy      a copy made of plain torch layers only, each factored layer in its smaller form
 """
 
 from ironrank.surgery.choose import last_match
+from ironrank.surgery.filters import Group, find_groups, remove
 from ironrank.surgery.find import factored_layers, layers_with_core, replace, weight_matrices, weighted_layers
 from ironrank.surgery.planning import Pattern, plan
 from ironrank.surgery.plans import Plan, Row
@@ -19,6 +21,9 @@ __all__ = [
     "deploy",
     "Plan",
     "Row",
+    "Group",
+    "find_groups",
+    "remove",
     "Pattern",
     "factored_layers",
     "layers_with_core",

@@ -1,0 +1,319 @@
+"""Filters: which channels hang together, and taking them out of a net for good.
+
+A filter is a channel together with all that makes it, rescales it and reads it: rows of the weights that make it,
+entries of batch norms, columns of the weights that read it. Where residual branches are added, the same channel is made
+by several layers, so that they lose it together; behind a flattening, one channel is read in many columns. Such a set
+of coupled channels is a group, and filter i of a group is the i-th channel of each layer that makes it.
+
+    member side   layer                         what filter i is
+    out           linear, convolution           rows of weight and bias
+    out           batch norm                    entries of its four vectors
+    in            linear, convolution           columns of the weight
+    either        shortcuts without weights     see `ironrank.models.blocks.Pad`
+
+The library Torch-Pruning (Fang et al., "DepGraph: Towards any structural pruning", 2023) finds the groups, by tracing
+one forward, and cuts the tensors. Left whole are the outputs of the net and groups that touch a layer which cannot be
+narrowed: other kinds with weights, grouped convolutions that are not depthwise, tied, hooked or parametrized layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ironrank.attacks.base import evaluation_mode
+from ironrank.errors import IronrankError
+from ironrank.layers import mark, width_of
+from ironrank.surgery.find import candidates, factored_layers
+from ironrank.surgery.reasons import untouchable
+
+SIDES = (32, 28, 64, 224)  # of an image, the most usual first
+MOST = 256
+
+
+class Member(NamedTuple):
+    """One layer's part in a group.
+
+    Attributes:
+        layer: Full name.
+        side: "out" where it makes or carries the channels, "in" where it reads them.
+        where: int64 (n, k), for each of n filters the k channels of the layer that belong to it.
+    """
+
+    layer: str
+    side: str
+    where: Tensor
+
+
+class Group(NamedTuple):
+    """Coupled filters.
+
+    Attributes:
+        name: Full name of the first layer that makes them.
+        size: Their number n.
+        members: All layers that they touch.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+
+    def side(self, side: str) -> list[Member]:
+        """Return the members of one side."""
+        return [member for member in self.members if member.side == side]
+
+
+def torch_pruning() -> Any:
+    """Return the library Torch-Pruning.
+
+    Raises:
+        IronrankError: If it is not installed.
+    """
+    try:
+        import torch_pruning
+    except ImportError:
+        raise IronrankError(
+            "removing filters needs Torch-Pruning: pip install 'ironrank[prune]' (torch-pruning 1.4 or newer)"
+        ) from None
+    return torch_pruning
+
+
+def find_groups(
+    model: nn.Module, input_shape: Sequence[int] = (), exclude: Iterable[str] = ()
+) -> list[Group]:
+    """Find the groups of coupled filters of a dense net; the net stays as it is.
+
+    Args:
+        model: The net.
+        input_shape: Shape of one input, such as (3, 32, 32); by default found by trying, see `find_input_shape`.
+        exclude: Full names of layers whose filters stay.
+
+    Returns:
+        The groups from which filters can be taken, in the order of the net.
+
+    Raises:
+        IronrankError: If Torch-Pruning is missing, the net holds factors, or no input fits.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10), nn.Linear(10, 3))
+        >>> [(group.name, group.size, [m.layer for m in group.members]) for group in find_groups(net)]
+        [('0', 4, ['0', '3']), ('3', 10, ['3', '4'])]
+    """
+    if factored_layers(model):
+        raise IronrankError(
+            "filters are removed from dense layers, and this net is factored: start from a dense one"
+        )
+    twin = _twin(model)
+    shape = tuple(input_shape) or find_input_shape(twin)
+    stay = set(exclude) | _whole(twin)
+    graph = _graph(twin, shape)
+    names = {module: name for name, module in twin.named_modules()}
+    found = [_group(graph, traced, names) for traced in graph.get_all_groups()]
+    free = [group for group in found if group is not None and group.size > 1 and group.side("in")]
+    place = {name: number for number, name in enumerate(names.values())}
+    free.sort(key=lambda group: place[group.name])
+    return [group for group in free if not stay & {member.layer for member in group.side("out")}]
+
+
+def find_input_shape(model: nn.Module) -> tuple[int, ...]:
+    """Return a shape of inputs that the net accepts: channels by its first layer, sides by trying.
+
+    Args:
+        model: The net.
+
+    Returns:
+        (features,) or (channels, side, ...), without the batch.
+
+    Raises:
+        IronrankError: If no side up to 256 fits.
+
+    Example:
+        >>> find_input_shape(nn.Sequential(nn.Conv2d(2, 4, 5), nn.Flatten(), nn.Linear(4 * 16, 3)))
+        (2, 8, 8)
+    """
+    first = next((layer for _, layer in candidates(model)), None)
+    if first is None:
+        raise IronrankError("this net has no linear or convolution layer: there are no filters to remove")
+    inputs = first.weight.shape[1] * getattr(first, "groups", 1)
+    if isinstance(first, nn.Linear):
+        return (inputs,)
+    for side in itertools.chain(SIDES, range(1, MOST + 1)):
+        shape = (inputs, *[side] * (first.weight.ndim - 2))
+        try:
+            _output(model, shape)
+        except (RuntimeError, ValueError, IndexError):
+            continue
+        return shape
+    raise IronrankError(f"no square image of up to {MOST} pixels a side fits this net: set input_shape")
+
+
+def remove(
+    model: nn.Module, groups: Sequence[Group], keep: Mapping[str, Tensor], input_shape: Sequence[int] = ()
+) -> nn.Module:
+    """Take filters out of a net for good; parameters stay the same objects, of smaller shapes, without gradients.
+
+    Args:
+        model: The net that the groups were found in, changed in place.
+        groups: The groups.
+        keep: Indices of the filters to keep, by group; the filters of a group without an entry all stay.
+        input_shape: Shape of one input; by default found by trying.
+
+    Returns:
+        The same model. Layers that lost channels carry ``full_width``, see `ironrank.layers.widths`.
+
+    Raises:
+        IronrankError: If the net does not work without these filters; it is as it was then.
+    """
+    cut = {group.name: _gone(group.size, keep[group.name]) for group in groups if group.name in keep}
+    twin = _twin(model)
+    shape = tuple(input_shape) or find_input_shape(twin)
+    before = _output(twin, shape)
+    _cut(twin, groups, cut)
+    try:
+        after = _output(twin, shape)
+    except (RuntimeError, ValueError, IndexError):
+        after = None
+    if after != before:
+        raise IronrankError("filters of this net are coupled in a way that was not found: exclude its layers")
+    _cut(model, groups, cut)
+    return model
+
+
+def _twin(model: nn.Module) -> Any:
+    """Return a copy to trace and to try on, on the CPU, or on the meta device if the model is there."""
+    twin = copy.deepcopy(model)
+    meta = any(parameter.is_meta for parameter in model.parameters())
+    return (twin if meta else twin.cpu()).requires_grad_(True)
+
+
+def _example(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    return next(model.parameters()).new_zeros(2, *shape)
+
+
+def _output(model: nn.Module, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the shapes that the net gives out."""
+    with torch.no_grad(), evaluation_mode(model):
+        out = model(_example(model, shape))
+    return [tuple(y.shape) for y in (out if isinstance(out, tuple | list) else (out,))]
+
+
+def _graph(twin: nn.Module, shape: Sequence[int]) -> Any:
+    tp = torch_pruning()
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # about parameters outside of layers: groups that touch them stay whole
+        return tp.DependencyGraph().build_dependency(
+            twin, _example(twin, shape), customized_pruners=_pruners(twin), verbose=False
+        )
+
+
+def _pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
+    """Return how Torch-Pruning shall cut layers of types that say so themselves."""
+
+    class Pruner(torch_pruning().BasePruningFunc):  # type: ignore[misc]
+        def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+            layer.remove_outputs(idxs)
+            return layer
+
+        def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+            layer.remove_inputs(idxs)
+            return layer
+
+        def get_out_channels(self, layer: Any) -> int:
+            return len(layer.source)
+
+        def get_in_channels(self, layer: Any) -> int:
+            return layer.inputs
+
+    kinds = {type(module) for module in model.modules() if hasattr(module, "remove_outputs")}
+    return {kind: Pruner() for kind in kinds}
+
+
+def _whole(model: nn.Module) -> set[str]:
+    """Return the names of layers whose filters have to stay."""
+    depthwise = {name for name, layer in candidates(model) if _is_depthwise(layer)}
+    return untouchable(model).keys() - depthwise
+
+
+def _is_depthwise(layer: Any) -> bool:
+    return getattr(layer, "groups", 1) > 1 and layer.groups == layer.in_channels == layer.out_channels
+
+
+def _group(graph: Any, traced: Any, names: Mapping[Any, str]) -> Group | None:
+    """Return a traced group in our terms; None where it must stay whole."""
+    size, members = len(traced[0].idxs), []
+    for item in traced:
+        node, handler = item.dep.target, item.dep.handler
+        layer, out = node.module, graph.is_out_channel_pruning_fn(handler)
+        if type(layer).__name__ == "_OutputOp" or (out and not node.outputs):
+            return None  # the outputs of the net
+        held = isinstance(layer, nn.Parameter) or bool(list(layer.parameters()))
+        if layer in names and width_of(layer) is not None:
+            where = _where(item.idxs, item.root_idxs, size)
+            if where is None:
+                return None
+            members.append(Member(names[layer], "out" if out else "in", where))
+        elif held:
+            return None
+    order = list(names.values())
+    members.sort(key=lambda member: order.index(member.layer))
+    first = next(member.layer for member in members if member.side == "out")
+    return Group(first, size, tuple(members))
+
+
+def _where(channels: Sequence[int], roots: Sequence[int], size: int) -> Tensor | None:
+    """Return (n, k), the channels of each filter; None where not all have as many."""
+    by_root: list[list[int]] = [[] for _ in range(size)]
+    for channel, root in zip(channels, roots, strict=True):
+        by_root[root].append(channel)
+    sizes = {len(found) for found in by_root}
+    return torch.tensor(by_root) if len(sizes) == 1 and sizes != {0} else None
+
+
+def _gone(size: int, keep: Tensor) -> Tensor:
+    mask = torch.ones(size, dtype=torch.bool)
+    mask[keep.cpu()] = False
+    return mask.nonzero().flatten()
+
+
+def _cut(model: nn.Module, groups: Sequence[Group], cut: Mapping[str, Tensor]) -> None:
+    """Let Torch-Pruning cut the tensors: all that one side of a layer loses, from whatever groups, in one go."""
+    lost: dict[tuple[str, str], list[int]] = {}
+    for group in groups:
+        for member in group.members:
+            gone = member.where[cut.get(group.name, torch.tensor([], dtype=torch.int64))].flatten().tolist()
+            lost.setdefault((member.layer, member.side), []).extend(gone)
+    graph = torch_pruning().DependencyGraph()
+    for kind, pruner in _pruners(model).items():
+        graph.register_customized_layer(kind, pruner)
+    last = _is_channels_last(model)
+    for (name, side), channels in lost.items():
+        if channels:
+            _cut_layer(graph, model.get_submodule(name), side, channels)
+    if last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _cut_layer(graph: Any, layer: Any, side: str, channels: list[int]) -> None:
+    before, parameters = width_of(layer), dict(layer.named_parameters(recurse=False))
+    pruner = graph.get_pruner_of_module(layer)
+    if _is_depthwise(layer):
+        pruner = torch_pruning().function.PrunerBox[torch_pruning().ops.OPTYPE.DEPTHWISE_CONV]
+    (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(layer, sorted(channels))
+    for name, old in parameters.items():  # an optimizer goes on with the same objects
+        old.data, old.grad = getattr(layer, name).data, None
+        layer.register_parameter(name, old)
+    assert before is not None
+    mark(layer, before)
+
+
+def _is_channels_last(model: nn.Module) -> bool:
+    kernels = [p for p in model.parameters() if p.ndim == 4]
+    return any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in kernels)
