@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ironrank.attacks import APGD, FGSM, FGSMRS, NFGSM, PGD, Attack, LowRankPGD
-from ironrank.data import MNIST
-from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank
+from ironrank.data import MNIST, DataSpec
+from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank, narrowed
 from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
 from ironrank.methods import (
     CSTAR,
@@ -33,6 +33,7 @@ from ironrank.methods import (
     SoftOrthogonal,
     Spectral,
 )
+from ironrank.methods.magnitude import Magnitude
 from ironrank.models import LeNet5
 from ironrank.objectives import Clean, Distill, Free, Madry, Mart, Memory, Objective, Trades
 from ironrank.optim import SGD, Optimizer
@@ -178,6 +179,8 @@ OBJECTIVE_CASES: dict[str, ObjectiveCase] = {
     "trades-awp": ObjectiveCase(_attacked(Trades, awp=0.01), clean_at_zero=False, passes=4),
 }
 
+GRAY = DataSpec((1, 28, 28), 10, (0.0,), (1.0,))
+
 # ---- methods: at full rank, at low rank, and what each claims to hold after every step
 
 
@@ -186,6 +189,7 @@ class MethodCase(NamedTuple):
     low: Method
     holds: Callable[[nn.Module, Any], None]
     moves_at_init: bool = False  # whether `init` may change the function, to enter the constraint set
+    cuts_at_prepare: bool = False  # whether its default settings drop more than rank before training
 
 
 def holds_nothing(model: nn.Module, method: Any) -> None:
@@ -228,6 +232,14 @@ def holds_budget(model: nn.Module, method: Any) -> None:
         assert after <= parse_budget(method.budget).limit(before)
 
 
+def holds_filters(model: nn.Module, method: Any) -> None:
+    """Filter pruning: plain layers, within the budget once filters are gone."""
+    holds_nothing(model, method)
+    dense = LeNet5(width=0.1).build(GRAY) if hasattr(model, "conv1") else small_net()
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (dense, model))
+    assert after == before if not narrowed(model) else after <= parse_budget(method.budget).limit(before)
+
+
 _ALL = {"keep": 1.0, "first": "full-rank", "last": "full-rank"}
 
 METHOD_CASES: dict[str, MethodCase] = {
@@ -249,6 +261,9 @@ METHOD_CASES: dict[str, MethodCase] = {
     ),
     "soft-orthogonal": MethodCase(SoftOrthogonal(), SoftOrthogonal(kind="srip"), holds_nothing),
     "spectral": MethodCase(Spectral(), Spectral(kind="norm"), holds_nothing),
+    "magnitude": MethodCase(
+        Magnitude(budget="params=1x"), Magnitude(budget="params=1.5x"), holds_filters, cuts_at_prepare=True
+    ),
 }
 
 # ---- a problem that every method can learn in a moment

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from ironrank.errors import IronrankError
     from ironrank.judge.evaluate import evaluate, evaluate_folder
     from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
-    from ironrank.methods import SVD, UV, Cayley, CondLR, Dense, Method, Projected, SoftOrthogonal, Spectral
+    from ironrank.methods import (
+        SVD,
+        UV,
+        Cayley,
+        CondLR,
+        Dense,
+        Magnitude,
+        Method,
+        Projected,
+        SoftOrthogonal,
+        Spectral,
+    )
     from ironrank.surgery import deploy, factorize, plan
     from ironrank.training import Run, train
     from ironrank.verbs import compress
@@ -30,6 +41,7 @@ _HOMES = {
     "layers": ("FactoredLinear", "FactoredConv1d", "FactoredConv2d", "FactoredConv3d"),
     "methods": (
         "Method",
+        "Magnitude",
         "Dense",
         "SVD",
         "UV",
@@ -64,6 +76,7 @@ __all__ = [
     "Projected",
     "SoftOrthogonal",
     "Spectral",
+    "Magnitude",
     "Run",
     "train",
     "compress",

@@ -111,14 +111,15 @@ def find_groups(
         )
     twin = _twin(model)
     shape = tuple(input_shape) or find_input_shape(twin)
-    stay = set(exclude) | _whole(twin)
+    stay, whole = set(exclude), _whole(twin)
     graph = _graph(twin, shape)
     names = {module: name for name, module in twin.named_modules()}
     found = [_group(graph, traced, names) for traced in graph.get_all_groups()]
     free = [group for group in found if group is not None and group.size > 1 and group.side("in")]
     place = {name: number for number, name in enumerate(names.values())}
     free.sort(key=lambda group: place[group.name])
-    return [group for group in free if not stay & {member.layer for member in group.side("out")}]
+    free = [group for group in free if not stay & {member.layer for member in group.side("out")}]
+    return [group for group in free if not whole & {member.layer for member in group.members}]
 
 
 def find_input_shape(model: nn.Module) -> tuple[int, ...]:
@@ -237,7 +238,7 @@ def _pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
 
 
 def _whole(model: nn.Module) -> set[str]:
-    """Return the names of layers whose filters have to stay."""
+    """Return the names of layers that have to stay as they are."""
     depthwise = {name for name, layer in candidates(model) if _is_depthwise(layer)}
     return untouchable(model).keys() - depthwise
 
