@@ -18,7 +18,7 @@ def parameter(grad=2.0):
 
 
 def test_families():
-    assert set(OPTIMIZERS) == {"sgd", "adamw"}
+    assert set(OPTIMIZERS) == {"sgd", "adamw", "muon"}
     assert set(SCHEDULES) == {"constant", "steps", "cosine", "one-cycle"}
 
 

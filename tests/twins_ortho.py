@@ -183,3 +183,42 @@ def differences(function: Callable[[Array], float], W: Array, h: float = 1e-6) -
         step[place] = h
         slope[place] = (function(W + step) - function(W - step)) / (2 * h)
     return slope
+
+
+def msign(B: Array) -> Array:
+    """The orthogonal factor, by the SVD."""
+    P, s, Qt = np.linalg.svd(B, full_matrices=False)
+    return P @ np.diag((s > 1e-12 * s[0]).astype(float)) @ Qt
+
+
+def quintic(B: Array, steps: int) -> Array:
+    """Newton-Schulz, on the singular values themselves."""
+    P, s, Qt = np.linalg.svd(B, full_matrices=False)
+    s = s / np.linalg.norm(s)
+    for _ in range(steps):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return P @ np.diag(s) @ Qt
+
+
+@dataclass
+class MuonTwin:
+    """Muon for one weight, and AdamW or SGD for one that is no matrix of a hidden layer."""
+
+    lr: float
+    momentum: float
+    decay: float
+    nesterov: bool = True
+    steps: int = 0  # of Newton-Schulz; 0 is exact
+    wide: bool = False  # match_rms_adamw
+
+    def run(self, W: Array, course: list[Array]) -> Array:
+        """The weight after steps along these gradients."""
+        B = np.zeros_like(W)
+        for G in course:
+            B = self.momentum * B + G
+            ahead = (G + self.momentum * B if self.nesterov else B).reshape(len(W), -1)
+            O = (quintic(ahead, self.steps) if self.steps else msign(ahead)).reshape(W.shape)  # noqa: E741
+            n, m = ahead.shape
+            factor = 0.2 * np.sqrt(max(n, m)) if self.wide else np.sqrt(max(1, n / m))
+            W = W - self.lr * self.decay * W - self.lr * factor * O
+        return W

@@ -4,6 +4,7 @@ from ironrank.linalg.factors import USV, UV
 from ironrank.linalg.parallel import side_by_side
 from ironrank.linalg.power import dominant, power_step, stretch
 from ironrank.linalg.projection import leading, low_rank
+from ironrank.linalg.sign import newton_schulz, orthogonal_factor
 from ironrank.linalg.spectrum import (
     clamp,
     condition_number,
@@ -58,6 +59,8 @@ __all__ = [
     "orthonormality_error",
     "clamp",
     "nearest_orthogonal",
+    "orthogonal_factor",
+    "newton_schulz",
     "condition_number",
     "singular_values",
     "stable_rank",

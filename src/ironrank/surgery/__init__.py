@@ -9,7 +9,14 @@ deploy      a copy made of plain torch layers only, each factored layer in its s
 
 from ironrank.surgery.choose import last_match
 from ironrank.surgery.filters import Group, find_groups, remove
-from ironrank.surgery.find import factored_layers, layers_with_core, replace, weight_matrices, weighted_layers
+from ironrank.surgery.find import (
+    factored_layers,
+    last_parameters,
+    layers_with_core,
+    replace,
+    weight_matrices,
+    weighted_layers,
+)
 from ironrank.surgery.planning import Pattern, plan
 from ironrank.surgery.plans import Plan, Row
 from ironrank.surgery.replacing import apply_plan, deploy, factorize
@@ -28,6 +35,7 @@ __all__ = [
     "factored_layers",
     "layers_with_core",
     "last_match",
+    "last_parameters",
     "weighted_layers",
     "weight_matrices",
     "replace",

@@ -33,6 +33,12 @@ def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
 
 
+def last_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the last linear or convolution layer; none where there is but one layer."""
+    layers = weighted_layers(model)
+    return list(layers[-1][1].parameters()) if len(layers) > 1 else []
+
+
 def weight_matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the weight of every linear and convolution layer as a detached matrix, with full names.
 

@@ -15,6 +15,7 @@ from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.methods import Method
 from ironrank.settings import encode
+from ironrank.surgery import last_parameters
 from ironrank.training.average import Average
 from ironrank.training.checkpoint import Progress, load_checkpoint, restore_optimizer, save_checkpoint
 from ironrank.training.folder import add_line, keep_lines
@@ -60,7 +61,7 @@ class Held:
             model = run.method.prepare(initial_model(run, self.start, self.given))
         memory_format = torch.channels_last if run.channels_last else torch.contiguous_format
         self.model = model.to(run.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
-        self.optimizer = run.optimizer.build(run.method.groups(self.model))
+        self.optimizer = run.optimizer.build(run.method.groups(self.model), last_parameters(self.model))
         if checkpoint is None:
             self.state, self.progress = run.method.init(self.model), Progress()
         else:
