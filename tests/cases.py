@@ -189,6 +189,9 @@ class MethodCase(NamedTuple):
     low: Method
     holds: Callable[[nn.Module, Any], None]
     moves_at_init: bool = False  # whether `init` may change the function, to enter the constraint set
+    bounded: bool = (
+        False  # whether weights cannot grow, so that a large learning rate does not make them infinite
+    )
     cuts_at_prepare: bool = False  # whether its default settings drop more than rank before training
 
 
@@ -251,13 +254,14 @@ METHOD_CASES: dict[str, MethodCase] = {
         CSTAR(budget="params=1x"), CSTAR(budget="params=2x", rho=0.1, every=2, choose=2), holds_budget
     ),
     "cayley": MethodCase(
-        Cayley(gain=10), Cayley(scale=2.0, first="free"), holds_orthonormal, moves_at_init=True
+        Cayley(gain=10), Cayley(scale=2.0, first="free"), holds_orthonormal, moves_at_init=True, bounded=True
     ),
     "projected": MethodCase(
         Projected(gain=10),
         Projected(retraction="polar", exclude=("3",)),
         holds_orthonormal,
         moves_at_init=True,
+        bounded=True,
     ),
     "soft-orthogonal": MethodCase(SoftOrthogonal(), SoftOrthogonal(kind="srip"), holds_nothing),
     "spectral": MethodCase(Spectral(), Spectral(kind="norm"), holds_nothing),

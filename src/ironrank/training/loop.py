@@ -156,7 +156,10 @@ class _Job(Held):
 
     def watch(self) -> dict[str, float]:
         """Return what the method watches."""
-        return self.run.method.watch(self.model, self.state)
+        try:
+            return self.run.method.watch(self.model, self.state)
+        except torch.linalg.LinAlgError:
+            raise IronrankError(self._blown_up("not finite in its weights")) from None
 
     def validate(self) -> dict[str, float]:
         """Return clean and robust accuracy on the held-out images, and keep the best model."""
