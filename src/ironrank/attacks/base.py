@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -227,6 +227,17 @@ class Attack(Settings):
             Pixels (b, ...) inside box and radius.
         """
         raise NotImplementedError
+
+    def scaled(self, share: float) -> Self:
+        """Return the same attack in a ball of a share of eps; what is measured in eps shrinks with it.
+
+        Args:
+            share: Above 0.
+
+        Returns:
+            The attack.
+        """
+        return replace(self, eps=share * self.eps)
 
     def describe(self) -> str:
         """Return the attack in a few words for a table, without eps."""

@@ -7,6 +7,7 @@ the other, are as in the targeted attacks of Croce and Hein 2020.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -128,6 +129,11 @@ class PGD(Attack):
     def pixels(self, place: Tensor, x: Tensor) -> Tensor:
         """Return the pixels (b, ...) of a place; a subclass may keep its places in another form."""
         return place
+
+    def scaled(self, share: float) -> Self:
+        """Return the same attack in a smaller ball, with steps as much smaller; see `Attack.scaled`."""
+        step = None if self.step_size is None else share * self.step_size
+        return replace(self, eps=share * self.eps, step_size=step)
 
     def describe(self) -> str:
         """Return the attack in a few words for a table, without eps."""

@@ -67,7 +67,9 @@ class Distill(Robust):
         """
         if not self.teacher:
             raise IronrankError("distill.teacher is empty: name the run folder of a robustly trained net")
-        return Memory(teacher=load(self.teacher).eval().requires_grad_(False))
+        memory = super().begin(load)
+        memory.teacher = load(self.teacher).eval().requires_grad_(False)
+        return memory
 
     def at_worst(
         self, model: Net, x: Tensor, y: Tensor, generator: torch.Generator | None, memory: Memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,12 @@ class Robust(Objective):
         paper="0.005",
     )
 
+    ramp: int = setting(
+        0,
+        "steps over which eps grows to its full size; small nets may not begin to learn at a large one",
+        ge=0,
+    )
+
     @property
     def threat(self) -> tuple[str, float] | None:
         """Norm and eps of the attack."""
@@ -67,12 +73,33 @@ class Robust(Objective):
     ) -> Tensor:
         """Return the loss at the worst pixels and, with ``awp``, at worse weights; see `Objective`."""
         check_batch(x, y)
-        loss = self.at_worst(model, x, y, generator, memory or Memory())
+        memory = Memory() if memory is None else memory
+        loss = self._now(memory).at_worst(model, x, y, generator, memory)
         if self.awp == 0:
             return loss(model)
         with kept_statistics(model):
             worse = perturbed(model, loss, self.awp)
         return loss(worse)
+
+    def _now(self, memory: Memory) -> Self:
+        """Return the objective at the eps of this step: the full one where no memory says how many went before."""
+        before = memory.tensors.get("steps")
+        if before is None or before >= self.ramp:
+            return self
+        return replace(self, attack=self.attack.scaled((int(before) + 1) / (self.ramp + 1)))
+
+    def begin(self, load: Callable[[str], nn.Module]) -> Memory:
+        """Begin to count steps, if eps grows; see `Objective.begin`."""
+        memory = super().begin(load)
+        if self.ramp:
+            memory.tensors["steps"] = torch.tensor(0)
+        return memory
+
+    def advance(self, memory: Memory) -> None:
+        """Count the step, if eps grows."""
+        super().advance(memory)
+        if "steps" in memory.tensors:
+            memory.tensors["steps"] += 1
 
     def at_worst(
         self, model: Net, x: Tensor, y: Tensor, generator: torch.Generator | None, memory: Memory

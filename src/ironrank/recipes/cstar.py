@@ -36,6 +36,10 @@ def lenet5_mnist(
 ) -> Run:
     """LeNet5 (20-50-500-10) on MNIST at Linf 0.3, trained by PGD-10 at step 0.05.
 
+    The attack's eps grows over the first third of a training from random weights. At 0.3 from the start on, nets of an
+    eighth of the parameters, narrow or low-rank, did not begin to learn (loss at 2.30 for three epochs), and with a
+    sixth those of a 32nd did not.
+
     Args:
         mode: "dense", "cstar", "cstar+cond", "condlr", "svd" or "narrow".
         ratio: How many times fewer parameters: 2, 4, 8, 16, 32 or 64, or any number above 1.
@@ -59,7 +63,7 @@ def lenet5_mnist(
         seed=seed,
         validate=PGD(eps=0.3, steps=20, step_size=0.03),
     )
-    return staged(_tiny(run) if tiny else run, mode, ratio, tau)
+    return staged(_tiny(run) if tiny else run, mode, ratio, tau, ramp=0 if tiny else 1 / 3)
 
 
 def resnet20_cifar10(

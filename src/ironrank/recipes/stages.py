@@ -34,7 +34,7 @@ UPDATES = 60  # of CSTAR's targets, whatever the length of its stage
 TRAIN_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 
 
-def staged(run: Run, mode: str, ratio: float, tau: float) -> Run:
+def staged(run: Run, mode: str, ratio: float, tau: float, ramp: float = 0.0) -> Run:
     """Give a dense run its stages; see the table there.
 
     Args:
@@ -42,6 +42,7 @@ def staged(run: Run, mode: str, ratio: float, tau: float) -> Run:
         mode: One of `MODES`.
         ratio: How many times fewer parameters.
         tau: CondLR's tau.
+        ramp: Share of a training from random weights in which the attack's eps grows to its full size.
 
     Returns:
         The run; all modes have its number of epochs.
@@ -54,16 +55,39 @@ def staged(run: Run, mode: str, ratio: float, tau: float) -> Run:
     if ratio <= 1:
         raise IronrankError(f"ratio={ratio:g}: allowed is above 1 (how many times fewer parameters)")
     if mode == "dense":
-        return run
+        return ramped(run, ramp)
     if mode == "narrow":
         width = width_for(run.model, run.data.spec, count(run.model, run.data.spec) / ratio)
-        return dataclasses.replace(run, model=dataclasses.replace(run.model, width=width))  # type: ignore[call-arg]
+        narrow = dataclasses.replace(run.model, width=width)  # type: ignore[call-arg]
+        return ramped(dataclasses.replace(run, model=narrow), ramp)
     if mode == "condlr":
-        return dataclasses.replace(run, method=condlr_within(run.model, run.data.spec, ratio, tau))
-    return _from_dense(run, mode, ratio, tau)
+        return ramped(
+            dataclasses.replace(run, method=condlr_within(run.model, run.data.spec, ratio, tau)), ramp
+        )
+    return _from_dense(run, mode, ratio, tau, ramp)
 
 
-def _from_dense(run: Run, mode: str, ratio: float, tau: float) -> Run:
+def ramped(run: Run, share: float) -> Run:
+    """Let the attack's eps grow over the first share of a training from random weights.
+
+    Args:
+        run: An adversarial training.
+        share: 0 for the full eps from the first step on.
+
+    Returns:
+        The run.
+    """
+    steps = int(share * run.epochs * _images(run) / run.batch_size)
+    if steps == 0:
+        return run
+    return dataclasses.replace(run, objective=dataclasses.replace(run.objective, ramp=steps))  # type: ignore[call-arg]
+
+
+def _images(run: Run) -> float:
+    return (1 - run.data.validation) * TRAIN_IMAGES[run.data.name]
+
+
+def _from_dense(run: Run, mode: str, ratio: float, tau: float, ramp: float) -> Run:
     """Return the stages of the modes that start from the dense net."""
     least = 2 if mode == "svd" else 3
     if run.epochs < least:
@@ -71,7 +95,7 @@ def _from_dense(run: Run, mode: str, ratio: float, tau: float) -> Run:
             f"epochs={run.epochs}: mode '{mode}' has {least} stages: allowed is at least {least}"
         )
     later = run.epochs // 2 if mode == "svd" else 2 * max(1, run.epochs // 4)
-    dense = dataclasses.replace(run, epochs=run.epochs - later)
+    dense = ramped(dataclasses.replace(run, epochs=run.epochs - later), ramp)
     budget = f"params={ratio:g}x"
     if mode == "svd":
         svd = SVD(budget=budget, last="low-rank")
@@ -84,8 +108,7 @@ def _from_dense(run: Run, mode: str, ratio: float, tau: float) -> Run:
 
 def _every(run: Run, epochs: int) -> int:
     """Return the steps between two updates of CSTAR, for `UPDATES` of them in so many epochs."""
-    images = (1 - run.data.validation) * TRAIN_IMAGES[run.data.name]
-    return max(1, int(epochs * images / run.batch_size / UPDATES))
+    return max(1, int(epochs * _images(run) / run.batch_size / UPDATES))
 
 
 @functools.cache  # a dozen plans are made for one answer
@@ -99,14 +122,16 @@ def condlr_within(model: Model, spec: DataSpec, ratio: float, tau: float) -> Con
         tau: tau.
 
     Returns:
-        The method. Its last layer has full rank, as published, unless that alone is too much.
+        The method. Its last layer has full rank, as published, unless that alone is too much. The cores start at the
+        norm of the random weights: what a truncation to a few percent of the rank leaves of those is so small that the
+        training does not begin.
 
     Raises:
         IronrankError: If rank 1 everywhere is too much.
     """
     with torch.device("meta"):
         net = model.build(spec)
-    return CondLR(tau=tau).within(net, int(count(model, spec) / ratio))
+    return CondLR(tau=tau, scale="norm").within(net, int(count(model, spec) / ratio))
 
 
 def fine_tuned(run: Run, condition: float | None = None) -> Run:
