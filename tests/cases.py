@@ -23,6 +23,7 @@ from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_ran
 from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
 from ironrank.methods import (
     CSTAR,
+    DLRT,
     SVD,
     UV,
     Cayley,
@@ -38,7 +39,7 @@ from ironrank.models import LeNet5
 from ironrank.objectives import Clean, Distill, Free, Madry, Mart, Memory, Objective, Trades
 from ironrank.optim import SGD, Optimizer
 from ironrank.ranks import parse_budget
-from ironrank.surgery import deploy, factored_layers
+from ironrank.surgery import deploy, factored_layers, layers_with_core
 from ironrank.training import Run, train
 
 # ---- layers: what a dense layer is made with, and the shape of an input
@@ -193,6 +194,7 @@ class MethodCase(NamedTuple):
         False  # whether weights cannot grow, so that a large learning rate does not make them infinite
     )
     cuts_at_prepare: bool = False  # whether its default settings drop more than rank before training
+    turns: bool = False  # whether factors are decomposed, and may turn where singular values are close
 
 
 def holds_nothing(model: nn.Module, method: Any) -> None:
@@ -243,6 +245,19 @@ def holds_filters(model: nn.Module, method: Any) -> None:
     assert after == before if not narrowed(model) else after <= parse_budget(method.budget).limit(before)
 
 
+def holds_adaptive(model: nn.Module, method: Any) -> None:
+    """DLRT, RobustDLRT: orthonormal bases, and ranks that their gradients can at most double."""
+    layers = layers_with_core(model)
+    assert layers
+    for _, layer in layers:
+        assert orthonormality_error(layer.U.detach()) <= 1e-5
+        assert orthonormality_error(layer.V.detach()) <= 1e-5
+    for (most, *_), (_, layer) in zip(
+        (high for _, high in method.bounds(dict(layers)).values()), layers, strict=True
+    ):
+        assert layer.U.shape[1] <= 2 * most
+
+
 _ALL = {"keep": 1.0, "first": "full-rank", "last": "full-rank"}
 
 METHOD_CASES: dict[str, MethodCase] = {
@@ -251,7 +266,10 @@ METHOD_CASES: dict[str, MethodCase] = {
     "uv": MethodCase(UV(**_ALL), UV(keep=0.5), holds_rank),
     "condlr": MethodCase(CondLR(**_ALL), CondLR(keep=0.5), holds_band, moves_at_init=True),
     "cstar": MethodCase(
-        CSTAR(budget="params=1x"), CSTAR(budget="params=2x", rho=0.1, every=2, choose=2), holds_budget
+        CSTAR(budget="params=1x"),
+        CSTAR(budget="params=2x", rho=0.1, every=2, choose=2),
+        holds_budget,
+        turns=True,
     ),
     "cayley": MethodCase(
         Cayley(gain=10), Cayley(scale=2.0, first="free"), holds_orthonormal, moves_at_init=True, bounded=True
@@ -268,6 +286,7 @@ METHOD_CASES: dict[str, MethodCase] = {
     "magnitude": MethodCase(
         Magnitude(budget="params=1x"), Magnitude(budget="params=1.5x"), holds_filters, cuts_at_prepare=True
     ),
+    "dlrt": MethodCase(DLRT(**_ALL), DLRT(keep=0.75), holds_adaptive, turns=True),
 }
 
 # ---- a problem that every method can learn in a moment

@@ -17,7 +17,8 @@ from ironrank.artifact import load_model
 from ironrank.data import mix, split
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import accuracy, robust_accuracy
-from ironrank.methods import CondLR, Dense
+from ironrank.linalg import truncated_svd
+from ironrank.methods import UV, CondLR, Dense
 from ironrank.optim import SGD
 from ironrank.surgery import factored_layers
 from ironrank.training import train
@@ -74,16 +75,33 @@ def test_the_initial_weights_are_soon_forgotten():
     assert average.tensors["weight"].item() < 1e-6
 
 
-def test_the_mean_of_a_layer_whose_rank_changes_starts_anew():
-    net = CondLR(keep=0.5).prepare(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
-    average = Average(net, 0.9)
+def test_the_mean_of_a_layer_whose_rank_changes_is_that_of_its_weight():
+    net = CondLR(keep=0.5).prepare(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).double())
+    average, before = Average(net, 0.75), net[0].matrix().detach().clone()
     with torch.no_grad():
         net[1].S.add_(1.0)
-    net[0].set_factors(type(net[0].factors())(torch.ones(8, 2), torch.eye(2), torch.ones(8, 2)))
-    average.update(net, 1000)
-    assert torch.equal(average.tensors["0.U"], torch.ones(8, 2))
+    usv = truncated_svd(torch.randn(8, 8, dtype=torch.float64), 2)
+    net[0].set_factors(usv)
+    average.update(net, 10**6)
+    mean = 0.75 * before + 0.25 * usv.dense()
+    torch.testing.assert_close(average.tensors["0.weight"], mean)
+    assert "0.U" not in average.tensors and average.tensors["1.S"].shape == net[1].S.shape
     assert (average.tensors["1.S"] - net[1].S).abs().min() > 0.5
-    assert average.model(net, Dense())[0].rank == 2
+    judged = average.model(net, Dense())[0]
+    torch.testing.assert_close(judged.matrix(), truncated_svd(mean, 2).dense())
+    again = Average(net, 0.75, dict(average.tensors))
+    for each in (average, again):
+        each.update(net, 10**6)
+    assert average.tensors.keys() == again.tensors.keys()
+    assert all(torch.equal(value, again.tensors[key]) for key, value in average.tensors.items())
+
+
+def test_the_mean_of_two_factors_whose_rank_changes_starts_anew():
+    net = UV(keep=0.5).prepare(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    average = Average(net, 0.9)
+    net[0].set_factors(type(net[0].factors())(torch.ones(8, 2), torch.ones(8, 2)))
+    average.update(net, 1000)
+    assert torch.equal(average.tensors["0.U"], torch.ones(8, 2)) and average.model(net, Dense())[0].rank == 2
 
 
 def test_the_model_stays_as_it_is():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ironrank.judge.evaluate import evaluate, evaluate_folder
     from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
     from ironrank.methods import (
+        DLRT,
         SVD,
         UV,
         Cayley,
@@ -46,6 +47,7 @@ _HOMES = {
         "SVD",
         "UV",
         "CondLR",
+        "DLRT",
         "Cayley",
         "Projected",
         "SoftOrthogonal",
@@ -72,6 +74,7 @@ __all__ = [
     "SVD",
     "UV",
     "CondLR",
+    "DLRT",
     "Cayley",
     "Projected",
     "SoftOrthogonal",

@@ -31,6 +31,7 @@ from ironrank.layers.forms import (
     check_form,
     from_matrix,
     full_rank,
+    layout_of,
     matrix_shape,
     parts,
     to_matrix,
@@ -67,6 +68,7 @@ class Factored(nn.Module):
     S: nn.Parameter | None
     bias: nn.Parameter | None
     form: str = "channel"
+    replaced: int = 0  # how often `set_factors` was called: whoever remembers factors has to look again
     _kept: dict[str, Any] | None = None  # what was built inside `ironrank.layers.frozen`
 
     def _hold(self, rank: Any, core: bool, bias: bool, where: dict) -> None:
@@ -197,7 +199,8 @@ class Factored(nn.Module):
         for name, value in factors._asdict().items():
             held = getattr(self, name)
             # a copy of plain layout: not the caller's storage, nor the odd strides that a column may have
-            held.data = torch.empty(value.shape, dtype=held.dtype, device=held.device).copy_(value)
+            held.data = held.new_empty(value.shape).to(memory_format=layout_of(held)).copy_(value)
+        self.replaced += 1
 
     def _rank_of(self, factors: Any) -> Rank:
         return factors.U.shape[-1]

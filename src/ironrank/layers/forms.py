@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ironrank.errors import IronrankError
@@ -120,3 +121,9 @@ def parts(shape: Shape, form: str, rank: Rank) -> tuple[int, int]:
         return shape[1] * r2, r1 * r2 * size + shape[0] * r1
     n, m = matrix_shape(shape, form)
     return rank * m, rank * n
+
+
+def layout_of(factor: Tensor) -> torch.memory_format:
+    """Return the memory format of a factor: a core of four dimensions may have been put into channels_last."""
+    last = factor.dim() == 4 and factor.stride(1) == 1 < math.prod(factor.shape[2:])
+    return torch.channels_last if last else torch.contiguous_format

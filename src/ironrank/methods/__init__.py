@@ -5,6 +5,7 @@ from ironrank.methods.cayley import Cayley
 from ironrank.methods.condlr import CondLR
 from ironrank.methods.cstar import CSTAR
 from ironrank.methods.dense import Dense
+from ironrank.methods.dlrt import DLRT
 from ironrank.methods.magnitude import Magnitude
 from ironrank.methods.projected import Projected
 from ironrank.methods.soft_orthogonal import SoftOrthogonal
@@ -14,7 +15,19 @@ from ironrank.methods.uv import UV
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Dense, SVD, UV, CondLR, CSTAR, Cayley, Projected, SoftOrthogonal, Spectral, Magnitude)
+    for method in (
+        Dense,
+        SVD,
+        UV,
+        CondLR,
+        CSTAR,
+        DLRT,
+        Cayley,
+        Projected,
+        SoftOrthogonal,
+        Spectral,
+        Magnitude,
+    )
 }
 
 __all__ = [
@@ -26,6 +39,7 @@ __all__ = [
     "UV",
     "CondLR",
     "CSTAR",
+    "DLRT",
     "Cayley",
     "Projected",
     "SoftOrthogonal",

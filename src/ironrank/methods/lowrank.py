@@ -58,6 +58,14 @@ class LowRank(Method):
             raise IronrankError(
                 f"{self.label()}.keep={self.keep:g} and {self.label()}.budget={self.budget!r}: give one of them"
             )
+        self.check_budget()
+
+    def check_budget(self) -> None:
+        """Refuse a budget that is misspelled, or needs an input of the model.
+
+        Raises:
+            IronrankError: If it is refused.
+        """
         if self.budget and (cost := parse_budget(self.budget).cost) not in ("params", "bytes"):
             raise IronrankError(
                 f"{self.label()}.budget={self.budget!r}: allowed is params, bytes; for {cost}, use ironrank.factorize"

@@ -8,11 +8,13 @@ would belong to the latest. Counters are copied.
 
 A mean of orthonormal bases has columns shorter than one, and a mean of cores may leave a method's constraint set. So
 the averaged model is brought back before it is judged: QR of both bases, what they lose goes into the core, which
-changes no output, and then `Method.init`, which enters the constraint set. Where the rank of a layer changes the mean
-of its factors starts anew.
+changes no output, and then `Method.init`, which enters the constraint set.
 
 The factors are averaged one by one, not the weights that they stand for: that costs r (n + m) and not n m, and is
 the same to first order as long as a method moves its bases without turning them (the steps of CondLR are horizontal).
+A method that turns bases, or changes their rank, replaces them as a whole (`Factored.set_factors`); the means of such
+factors are no mean of the weights. From the first time on the mean of such a layer is that of its weight, n m numbers,
+and what is judged is the nearest layer of the present rank. Without a core, factors of another shape start anew.
 
 Source of the warm-up: the moving averages of TensorFlow (``num_updates``).
 """
@@ -20,6 +22,7 @@ Source of the warm-up: the moving averages of TensorFlow (``num_updates``).
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +43,8 @@ class Average:
     def __init__(self, model: nn.Module, decay: float, tensors: dict[str, Tensor] | None = None) -> None:
         self.decay = decay
         self.tensors = tensors or {key: value.detach().clone() for key, value in model.state_dict().items()}
+        whole = {name for name, _ in layers_with_core(model) if _weight(name) in self.tensors}
+        self._seen = {name: layer.replaced for name, layer in layers_with_core(model) if name not in whole}
 
     @torch.no_grad()
     def update(self, model: nn.Module, t: int) -> None:
@@ -49,9 +54,22 @@ class Average:
             model: The model.
             t: Number of the step, from 0.
         """
-        new = 1 - decay_at(self.decay, t)
-        now = model.state_dict()
+        new, now = 1 - decay_at(self.decay, t), model.state_dict()
+        for name, layer in layers_with_core(model):
+            if layer.replaced != self._seen.get(name):
+                self._make_whole(name, layer)
+                now = {key: value for key, value in now.items() if key not in _factors(name)}
+                now[_weight(name)] = layer.dense()
         self.tensors = {key: _mean(self.tensors.get(key), value, new) for key, value in now.items()}
+
+    def _make_whole(self, name: str, layer: Any) -> None:
+        """From now on keep the mean of a layer's weight, unless that is done already."""
+        if _weight(name) in self.tensors:
+            return
+        U, S, V = (self.tensors[key] for key in _factors(name))
+        twin = copy.deepcopy(layer)
+        twin.set_factors(type(layer.factors())(U, S, V))
+        self.tensors[_weight(name)] = twin.dense().detach().contiguous()
 
     @torch.no_grad()
     def model(self, model: nn.Module, method: Method) -> nn.Module:
@@ -64,12 +82,15 @@ class Average:
         Returns:
             The copy.
         """
-        averaged = copy.deepcopy(model)
-        averaged.load_state_dict(self.tensors)
-        cores = [layer for _, layer in layers_with_core(averaged)]
-        for layer in cores:
+        averaged, means = copy.deepcopy(model), dict(self.tensors)
+        layers = layers_with_core(averaged)
+        for name, layer in layers:
+            if (weight := means.pop(_weight(name), None)) is not None:
+                layer.set_weight(weight)
+        averaged.load_state_dict(averaged.state_dict() | means)
+        for _, layer in layers:
             layer.orthonormalize()
-        if cores:
+        if layers:
             method.init(averaged)
         return averaged
 
@@ -95,3 +116,11 @@ def _mean(old: Tensor | None, value: Tensor, new: float) -> Tensor:
     if old is None or old.shape != value.shape or not value.is_floating_point():
         return value.detach().clone()
     return old.lerp_(value, new)
+
+
+def _factors(name: str) -> list[str]:
+    return [f"{name}.{factor}" for factor in "USV"]
+
+
+def _weight(name: str) -> str:
+    return f"{name}.weight"
