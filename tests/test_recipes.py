@@ -16,7 +16,7 @@ from ironrank.linalg import condition_number
 from ironrank.methods import CSTAR, METHODS, SVD, CondLR, Dense
 from ironrank.models import count
 from ironrank.objectives import Clean
-from ironrank.recipes import RECIPES, orthogonal, stages
+from ironrank.recipes import RECIPES, dlrt, orthogonal, stages
 from ironrank.recipes.condlr import MODES, lenet5_mnist
 from ironrank.settings import encode
 from ironrank.surgery import deploy, factored_layers
@@ -25,6 +25,7 @@ from ironrank.training import Run, decode_run, train
 PUBLISHED = [name for name in RECIPES if name.startswith("condlr/")]
 COMPRESSED = [name for name in RECIPES if name.startswith("cstar/")]
 ORTHOGONAL = [name for name in RECIPES if name.startswith("orthogonal/")]
+ADAPTIVE = [name for name in RECIPES if name.split("/")[0] in ("dlrt", "robust-dlrt")]
 # the method of the last stage
 LAST = {"cstar": "dense", "cstar+cond": "condlr", "narrow": "dense", "srip": "soft-orthogonal"}
 
@@ -34,6 +35,8 @@ def modes_of(name: str) -> tuple[str, ...]:
         return stages.MODES
     if name in ORTHOGONAL:
         return orthogonal.MODES
+    if name in ADAPTIVE:
+        return dlrt.MODES
     return MODES if name in PUBLISHED else ("dense", "svd", "condlr")
 
 
@@ -68,9 +71,11 @@ def test_a_recipe_needs_no_argument_and_says_what_its_arguments_mean(name):
 
 
 # Every published recipe in its own mode, and every mode of the smallest one.
-TRAINED = [(name, "condlr") for name in PUBLISHED] + [
-    (PUBLISHED[0], mode) for mode in MODES if mode != "condlr"
-]
+TRAINED = (
+    [(name, "condlr") for name in PUBLISHED]
+    + [(PUBLISHED[0], mode) for mode in MODES if mode != "condlr"]
+    + [(name, mode) for name in ADAPTIVE for mode in dlrt.MODES if mode != "dense"]
+)
 
 
 @pytest.mark.parametrize("name, mode", TRAINED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ironrank.recipes import condlr, cstar, demo, orthogonal
+from ironrank.recipes import condlr, cstar, demo, dlrt, orthogonal
 from ironrank.training import Run
 
 RECIPES: dict[str, Callable[..., Run]] = {
@@ -22,6 +22,7 @@ RECIPES: dict[str, Callable[..., Run]] = {
     "cstar/resnet18-imagenet": cstar.resnet18_imagenet,
     "orthogonal/lenet5-mnist": orthogonal.lenet5_mnist,
     "orthogonal/vgg16-cifar10": orthogonal.vgg16_cifar10,
+    "dlrt/lenet5-mnist": dlrt.lenet5_mnist,
 }
 
 __all__ = ["RECIPES"]
