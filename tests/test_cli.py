@@ -73,6 +73,8 @@ OPTIONS = {
     "list": {"family", "name", "--json"},
     "train": {"recipe", *TRAINING},
     "compress": {"folder", "--method", "--budget", "--condition", "--dry-run", *TRAINING},
+    "audit": {"what", "--data", "--dataset", "--norm", "--eps", "--quick", "--standard", "--full", "--n", "--seed",
+              "--jobs", "--twin", "--device", "--out", "--json", "--quiet"},
     "evaluate": {"folder", "--which", "--data", "--n", "--norm", "--eps", "--steps", "--restarts", "--seed",
                  "--device", "--latency-runs", "--out", "--json"},
     "export": {"folder"},
@@ -121,7 +123,7 @@ def test_heavy_imports_wait_until_a_verb_runs() -> None:
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name for name in names if name.split(".")[0] not in sys.stdlib_module_names} == {
-        "typer", "typer.core", "ironrank", "ironrank.errors"
+        "typer", "typer.core", "ironrank", "ironrank.errors", "ironrank.options"
     }  # fmt: skip
 
 

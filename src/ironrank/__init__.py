@@ -5,6 +5,7 @@
     train, Run                     the one training loop and its configuration
     compress                       a trained net made small, and trained on
     evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
+    audit                          attacks, tests of the attacks, and what is proven
     load_model, save               models as JSON and safetensors, rebuilt without the method that made them
 
 The names are looked up when they are first used, so that ``import ironrank`` and ``ironrank --help`` do not load torch.
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ironrank.artifact import load_model, save
     from ironrank.errors import IronrankError
+    from ironrank.judge.audit import audit
     from ironrank.judge.evaluate import evaluate, evaluate_folder
     from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
     from ironrank.methods import (
@@ -55,6 +57,7 @@ _HOMES = {
     ),
     "training": ("Run", "train"),
     "verbs": ("compress",),
+    "judge.audit": ("audit",),
     "judge.evaluate": ("evaluate", "evaluate_folder"),
     "artifact": ("load_model", "save"),
     "errors": ("IronrankError",),
@@ -85,6 +88,7 @@ __all__ = [
     "compress",
     "evaluate",
     "evaluate_folder",
+    "audit",
     "load_model",
     "save",
     "IronrankError",

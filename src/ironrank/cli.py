@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ironrank import __version__
+from ironrank import __version__, auditing
 from ironrank.errors import IronrankError
+from ironrank.options import Data, Device, Folder, Json, Out, Overrides, Quiet, Resume, Seed, Until
 
 
 class Verbs(TyperGroup):
@@ -45,26 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="Change a setting, such as method.tau=0.5; repeat at will."
-    ),
-]
-Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data set.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; made if needed.")]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="D", help="Torch device, such as cpu or cuda.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the folder's last finished epoch.")]
-Until = Annotated[
-    int | None, typer.Option("--until", metavar="EPOCHS", min=1, help="Stop after so many epochs.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder.")]
 
 
 def _version(asked: bool) -> None:
@@ -288,6 +269,9 @@ def bench(
         peak=peak, out=out, progress=lambda text: typer.echo(text, err=True),
     )  # fmt: skip
     console.show(result, as_markdown, as_json)
+
+
+audit = app.command()(auditing.audit)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -53,12 +53,13 @@ def show(result: Any, render: Callable[[Any], RenderableType], as_json: bool) ->
 
 
 @contextmanager
-def resumable(out: Path, again: str = "the same with --resume") -> Iterator[None]:
-    """Say how to go on where a training is interrupted.
+def resumable(out: Path, again: str = "the same with --resume", what: str = "epochs") -> Iterator[None]:
+    """Say how to go on where a training or an audit is interrupted.
 
     Args:
-        out: The run folder.
+        out: The folder.
         again: What to run then.
+        what: What is finished in parts.
 
     Yields:
         Nothing.
@@ -69,7 +70,7 @@ def resumable(out: Path, again: str = "the same with --resume") -> Iterator[None
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"stopped; finished epochs are kept in {out}: to go on, run {again}", err=True)
+        typer.echo(f"stopped; finished {what} are kept in {out}: to go on, run {again}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -200,6 +201,34 @@ def evaluation(result: Mapping[str, Any]) -> RenderableType:
     ]  # fmt: skip
     by_layer = table(("layer", "kind", "shape", "rank", "cond"), layers)
     return Group(Text(head), table(("", ""), _numbers(result)), by_layer)
+
+
+def audit(result: Mapping[str, Any]) -> RenderableType:
+    """Show an audit: the verdict, what each attack found, and the sanity tests.
+
+    Args:
+        result: What `ironrank.judge.audit.audit` returns.
+
+    Returns:
+        Lines and two tables.
+    """
+    ball = f"{result['threat']['norm']} {plain(result['threat']['eps'])}"
+    head = f"{result['name']}: {result['data']}, {ball}, {result['level']}, seed {result['seed']}"
+    attacks = [
+        (row["name"], row["describe"], row["kind"], f"{_percent(row['accuracy'])} of {row['n']}",
+         _percent(row["standing"]))
+        for row in result["attacks"]
+    ]  # fmt: skip
+    checks = [("passed" if row["passed"] else "FAILED", row["name"], row["text"]) for row in result["checks"]]
+    curve = ", ".join(f"{plain(point['eps'])}: {_percent(point['accuracy'])}" for point in result["curve"])
+    return Group(
+        Text(head),
+        table(("attack", "", "kind", "accuracy alone", "all so far"), attacks),
+        table(("", "sanity test", ""), checks),
+        Text(f"clean {_percent(result['clean'])}; accuracy against eps: {curve}"),
+        *(Text(f"note: {flag}") for flag in result["flags"]),
+        Text(result["verdict"]["text"], style="bold"),
+    )
 
 
 def _numbers(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ironrank.config import parse
 from ironrank.errors import IronrankError
 from ironrank.files import read_json, read_lines, write_json
 from ironrank.judge import evaluate_folder
+from ironrank.judge.named import audit_named
 from ironrank.models import Given, Model
 from ironrank.report import Report, build
 from ironrank.training import Run, decode_run
@@ -150,6 +151,37 @@ def evaluate(
     if out is not None:
         write_json(out, result)
     return result
+
+
+def audit(
+    what: Path | str,
+    *,
+    eps: str | None = None,
+    levels: Mapping[str, bool],
+    device: str = "cpu",
+    **options: Any,
+) -> dict[str, Any]:
+    """Audit what a command line names.
+
+    Args:
+        what: A run folder, a ``.onnx`` file, or ``"module:function"``.
+        eps: Radius, such as ``"8/255"``; by default that of the run's validation attack.
+        levels: Which levels were asked for, at most one; by default "quick".
+        device: Torch device.
+        **options: Further arguments of `ironrank.judge.named.audit_named`.
+
+    Returns:
+        What `ironrank.judge.audit.audit` returns.
+
+    Raises:
+        IronrankError: If more than one level is asked for.
+    """
+    check_device(device)
+    asked = [level for level, wanted in levels.items() if wanted]
+    if len(asked) > 1:
+        raise IronrankError(f"audit with --{' and --'.join(asked)}: one level is needed")
+    radius = None if eps is None else parse(eps, float, "eps")
+    return audit_named(what, eps=radius, level=(asked or ["quick"])[0], device=device, **options)
 
 
 def report(

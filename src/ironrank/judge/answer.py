@@ -1,0 +1,90 @@
+"""What audit.json and audit.safetensors hold."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ironrank import __version__
+from ironrank.bench.machine import machine
+from ironrank.judge.check import Check
+from ironrank.judge.question import SCHEMA, Asked
+from ironrank.judge.sanity import curve_of
+from ironrank.judge.tally import CLEAN, Tally
+from ironrank.judge.verdict import verdict_of
+
+
+def answer_of(
+    asked: Asked, tally: Tally, checks: list[Check], flags: list[str], name: str | None, command: str
+) -> dict[str, Any]:
+    """Return the content of audit.json but for the question's identity.
+
+    Args:
+        asked: What was asked.
+        tally: What the attacks found.
+        checks: The sanity tests.
+        flags: What else is worth knowing.
+        name: Label; None for that of the target.
+        command: How it was asked for.
+
+    Returns:
+        Plain values.
+    """
+    question, n = asked.question, len(tally.right)
+    inside = sum(result.inside for result in tally.results)
+    verdict, robust = verdict_of(int(tally.standing.sum()), n, inside, checks)
+    return {
+        "schema": SCHEMA,
+        "name": name or asked.target.name,
+        "target": asked.target.text,
+        "level": question.level if isinstance(question.level, str) else "own",
+        "threat": {"norm": question.norm, "eps": question.eps},
+        "data": asked.samples.name,
+        "n": n,
+        "seed": question.seed,
+        "clean": tally.right.double().mean().item(),
+        "robust": robust,
+        "verdict": verdict,
+        "attacks": _attacks(tally),
+        "curve": [{"eps": eps, "accuracy": accuracy, "n": tally.probe} for eps, accuracy in curve_of(tally)],
+        "checks": [check.plain() for check in checks],
+        "flags": flags,
+        "universal": None,
+        "versions": {
+            "ironrank": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "hardware": machine(torch.get_num_threads()) | {"device": question.device},
+        "command": command,
+    }
+
+
+def _attacks(tally: Tally) -> list[dict[str, Any]]:
+    """Describe the attacks inside the ball, in order, with what each left of those before it."""
+    rows, stand = [], tally.right.clone()
+    for result in (result for result in tally.results if result.inside):
+        alone = stand & result.broken
+        stand &= ~result.broken
+        trial = result.trial
+        rows.append({
+            "name": trial.name, "describe": trial.attack.describe(), "kind": trial.kind, "eps": trial.attack.eps,
+            "accuracy": tally.accuracy(result), "n": tally.count(result), "attacked": int(result.attacked.sum()),
+            "first_to_break": int(alone.sum()), "standing": stand.double().mean().item(),
+            "seconds": round(result.seconds, 3),
+        })  # fmt: skip
+    return rows
+
+
+def survivors_of(tally: Tally) -> dict[str, Tensor]:
+    """Return what audit.safetensors holds: per attack the images it ran on and those it broke, and the worst case."""
+    kept = {CLEAN: tally.right, "standing": tally.standing}
+    for result in tally.results:
+        kept[f"{result.trial.name}.attacked"], kept[f"{result.trial.name}.broken"] = (
+            result.attacked,
+            result.broken,
+        )
+    return kept

@@ -1,0 +1,154 @@
+"""Which attacks an audit runs, at which length, on which images.
+
+Attacks run in order of cost. The first block of images is the probe: there every attack runs on all images that the
+net gets right, whatever others have broken, so that attacks can be compared; elsewhere only on those still standing,
+which leaves the worst case as it is. Attacks that only serve a comparison, at other radii or of greater length, run on
+the probe alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ironrank.attacks import FGSM, PGD
+from ironrank.attacks.base import Attack
+from ironrank.judge.subject import Subject
+from ironrank.settings import Settings, setting
+
+GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
+STANDING, PROBE, SURVIVORS = "standing", "probe", "survivors"
+MORE_STEPS, MORE_RESTARTS, SINGLE, CURVE = "more-steps", "more-restarts", "fgsm", "curve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(Settings):
+    """How long an audit looks.
+
+    Attributes:
+        images: Images by default; 0 for all.
+    """
+
+    name = "level"
+    images: int = setting(1000, "images by default; 0 for all", ge=0)
+    probe: int = setting(128, "images on which every attack runs in full", ge=8)
+    block: int = setting(250, "images of the other blocks", ge=1)
+    steps: int = setting(20, "steps of a gradient attack", ge=2)
+    restarts: int = setting(1, "random starts of PGD", ge=1)
+    targets: int = setting(3, "wrong classes that targeted attacks try", ge=1)
+    queries: int = setting(300, "queries of a gradient-free attack", ge=1)
+    draws: int = setting(200, "draws of random noise", ge=1)
+    autoattack: bool = setting(False, "whether standard AutoAttack runs as well")
+    curve: tuple[float, ...] = setting(
+        (0.25, 0.5, 0.75, 1.5, 2.0, 3.0), "radii of the curve, in units of eps"
+    )
+
+
+LEVELS = {
+    "quick": Level(),
+    "standard": Level(steps=50, restarts=2, targets=9, queries=2000, draws=2000, autoattack=True),
+    "full": Level(
+        images=0, probe=500, steps=100, restarts=5, targets=9, queries=5000, draws=10_000, autoattack=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack of an audit.
+
+    Attributes:
+        name: Unique; also the name of its file.
+        kind: What it learns from: gradients, answers only, another net, nothing.
+        attack: The attack.
+        source: Name of the net whose gradients are followed; empty for the audited one.
+        where: On which images it runs: those standing, the probe, or what survives on the probe.
+        cost: Time of one image, in gradient steps, for the estimate of the time left.
+    """
+
+    name: str
+    kind: str
+    attack: Attack
+    source: str = ""
+    where: str = STANDING
+    cost: float = 1.0
+
+    def inside(self, subject: Subject) -> bool:
+        """Return whether what it finds lies in the ball that the audit is about."""
+        return self.attack.radius <= subject.eps
+
+
+def trials_of(subject: Subject, level: Level, side: int) -> list[Trial]:
+    """Return the attacks of an audit, in order.
+
+    Args:
+        subject: The net.
+        level: How long to look.
+        side: Number of pixels and channels of an image.
+
+    Returns:
+        The attacks; without those that follow gradients, where there are none.
+    """
+    norm, eps = subject.norm, subject.eps
+    standing = [*_gradient(norm, eps, level), *_transfer(subject, level)]
+    survivors = [
+        _pgd(MORE_STEPS, PGD(norm=norm, eps=eps, loss="margin", steps=2 * level.steps), where=SURVIVORS),
+        _pgd(MORE_RESTARTS, PGD(norm=norm, eps=eps, loss="margin", steps=level.steps,
+                                restarts=2 * level.restarts + 2), where=SURVIVORS),
+    ]  # fmt: skip
+    trials = [*standing, *survivors, *_curve(norm, eps, level, side)]
+    return [trial for trial in trials if not (subject.target.blind and needs_gradient(trial))]
+
+
+def needs_gradient(trial: Trial) -> bool:
+    """Return whether an attack follows gradients of the audited net."""
+    return trial.kind in (GRADIENT, MINIMUM)
+
+
+def _gradient(norm: str, eps: float, level: Level) -> list[Trial]:
+    def pgd(loss: str) -> Trial:
+        return _pgd(
+            f"pgd-{loss}", PGD(norm=norm, eps=eps, loss=loss, steps=level.steps, restarts=level.restarts)
+        )
+
+    single = Trial(SINGLE, GRADIENT, FGSM(norm=norm, eps=eps), where=PROBE)
+    return [single, pgd("ce"), pgd("margin")]
+
+
+def _transfer(subject: Subject, level: Level) -> list[Trial]:
+    attack = PGD(norm=subject.norm, eps=subject.eps, loss="margin", steps=level.steps)
+    return [
+        Trial(f"transfer-{source.replace(' ', '-')}", TRANSFER, attack, source, cost=level.steps)
+        for source in subject.target.sources
+    ]
+
+
+def _pgd(name: str, attack: PGD, where: str = STANDING) -> Trial:
+    return Trial(name, GRADIENT, attack, where=where, cost=attack.steps * attack.restarts)
+
+
+def _curve(norm: str, eps: float, level: Level, side: int) -> list[Trial]:
+    """Return one attack for each radius; the last one is so large that an image can be turned into plain grey."""
+    radii = sorted({factor * eps for factor in (*level.curve, 1.0)} | {grey(norm, eps, side)})
+    attack = PGD(norm=norm, loss="margin", steps=2 * level.steps)
+    return [
+        _pgd(f"{CURVE}-{i:02d}", replace(attack, eps=radius), where=PROBE) for i, radius in enumerate(radii)
+    ]
+
+
+def grey(norm: str, eps: float, side: int) -> float:
+    """Return a radius within which every image can become plain grey, where all images are the same one.
+
+    Args:
+        norm: ``Linf`` or ``L2``.
+        eps: The radius of the audit; at least twice that is returned.
+        side: Number of pixels and channels of an image.
+
+    Returns:
+        The radius, pixel units.
+
+    Example:
+        >>> grey("Linf", 0.1, 784), grey("L2", 0.5, 784)
+        (0.5, 14.0)
+    """
+    return max(0.5 if norm == "Linf" else 0.5 * math.sqrt(side), 2 * eps)

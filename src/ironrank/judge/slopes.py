@@ -1,0 +1,188 @@
+"""Sanity tests of gradients: are they there, are they the slopes of what the net computes, do they lead uphill?
+
+A gradient that is missing, zero, replaced by another one or drowned in ripples makes every attack that follows it
+fail, and the net look robust. Each is told by comparing the gradient with the change of the loss itself. The loss is
+the margin, which does not saturate where the logits do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ironrank.attacks import PGD
+from ironrank.attacks.base import Loss, loss_and_gradient
+from ironrank.attacks.losses import cross_entropy, margin
+from ironrank.attacks.threat import random_start, steepest
+from ironrank.errors import IronrankError
+from ironrank.judge.check import Check
+from ironrank.judge.samples import Samples
+from ironrank.judge.subject import Subject
+
+IMAGES = 64  # that are looked at, among those that the net gets right
+STEPS = 20  # of the climbs
+ZERO = 0.02  # share of images that may have no gradient at all
+INSIDE = 0.9  # share of a climb at whose end slopes are looked at
+SMALL, LARGE = 1 / 300, 1 / 20  # steps, in units of eps
+FLOOR = 3e-5  # smallest step of a pixel: below, rounding of float32 would be measured
+MISS = 0.2  # median error of a slope over a small step
+SHORT = 0.75  # median share of the promised rise that a large step may fall short of
+TINY = 1e-300  # in place of a zero that is divided by
+FALLS = 0.05  # share of images whose loss may fail to rise
+EXISTS, NOT_ZERO, SLOPE, UPHILL, RISES = (
+    "gradient exists", "gradient not zero", "gradient is the slope", "gradient leads uphill", "loss rises"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Points, a smooth loss there, and its gradient.
+
+    The loss is the lead on the true class of the class that is ahead of the others at the points: the margin, without
+    the kinks where another class takes the lead, on which climbs end.
+
+    Attributes:
+        x: Pixels (b, ...).
+        loss: Maps pixels (b, ...) to losses (b,).
+        gradient: Of the loss at ``x`` (b, ...).
+    """
+
+    x: Tensor
+    loss: Loss
+    gradient: Tensor
+
+
+def slopes(subject: Subject, samples: Samples) -> list[Check]:
+    """Make the tests.
+
+    Args:
+        subject: The net, in evaluation mode.
+        samples: Images that the net gets right.
+
+    Returns:
+        The outcomes; only the first where there is no gradient, none where there is no image.
+    """
+    few = samples.part(slice(0, IMAGES))
+    if not len(few):
+        return []
+    if subject.target.blind:
+        return [_exists(subject.target.blind)]
+    try:
+        places = _places(subject, few)
+    except (IronrankError, RuntimeError) as error:
+        return [_exists(" ".join(str(error).split())[:200])]
+    return [
+        _exists(""),
+        _not_zero(places),
+        _slope(subject, places),
+        _uphill(subject, places),
+        _rises(subject, few, places[-1].x),
+    ]
+
+
+def saturated(subject: Subject, samples: Samples) -> bool:
+    """Return whether cross-entropy, unlike the margin, has no gradient at more than a few images."""
+    few = samples.part(slice(0, IMAGES))
+    if not len(few) or subject.target.blind:
+        return False
+    loss = Loss(subject.model, lambda logits, _: cross_entropy(logits, few.y))
+    try:
+        _, gradient = loss_and_gradient(loss, few.x)
+    except (IronrankError, RuntimeError):
+        return False
+    return _zero_share(gradient) > ZERO
+
+
+def _places(subject: Subject, few: Samples) -> list[Place]:
+    """Return where slopes are looked at: at the images, at random in the ball, and where a climb ends."""
+    near = random_start(few.x, subject.eps, subject.norm, subject.generator("slopes"))
+    climb = PGD(norm=subject.norm, eps=subject.eps, loss="margin", steps=STEPS, keep="last")
+    end = climb(subject.model, few.x, few.y, generator=subject.generator("slopes", "climb"))
+    short = few.x + INSIDE * (end - few.x)  # nets trained on this ball may bend right at its surface
+    return [_place(subject, few, x) for x in (few.x, near, short)]
+
+
+def _place(subject: Subject, few: Samples, x: Tensor) -> Place:
+    step = _step(subject, SMALL, x)
+    x = x.clamp(step, 1 - step)  # the net may be undefined outside the box, where differences would lead
+    truth = few.y[:, None]
+    with torch.no_grad():
+        ahead = subject.model(x).scatter(1, truth, -torch.inf).argmax(1, keepdim=True)
+
+    def lead(logits: Tensor, _: Tensor) -> Tensor:
+        return (logits.gather(1, ahead) - logits.gather(1, truth))[:, 0]
+
+    loss = Loss(subject.model, lead)
+    return Place(x, loss, loss_and_gradient(loss, x)[1].detach())
+
+
+def _exists(why: str) -> Check:
+    text = why or "autograd follows the logits down to the pixels"
+    return Check(EXISTS, 1.0 if why else 0.0, 0.0, text)
+
+
+def _zero_share(gradient: Tensor) -> float:
+    flat = gradient.flatten(1)
+    return ((flat == 0).all(1) | ~flat.isfinite().all(1)).double().mean().item()
+
+
+def _not_zero(places: list[Place]) -> Check:
+    share = max(_zero_share(place.gradient) for place in places)
+    text = f"{100 * share:.1f} % of the images have no gradient of the margin, or one that is not finite"
+    return Check(NOT_ZERO, share, ZERO, text)
+
+
+def _step(subject: Subject, share: float, x: Tensor) -> float:
+    pixel = FLOOR if subject.norm == "Linf" else FLOOR * x[0].numel() ** 0.5
+    return max(share * subject.eps, pixel)
+
+
+def _slope(subject: Subject, places: list[Place]) -> Check:
+    """Compare small steps, along the gradient and at random, with what the gradient says; the worst place counts."""
+    step, worst = _step(subject, SMALL, places[0].x), 0.0
+    for number, place in enumerate(places):
+        noise = torch.randn(place.x.shape, generator=subject.generator("slopes", number)).to(place.x)
+        for direction in (place.gradient, noise):
+            worst = max(worst, _error(place, steepest(direction, subject.norm), step))
+    text = (
+        f"over steps of {step:.2g} the margin misses what its gradient says by {100 * worst:.1f} % (median)"
+    )
+    return Check(SLOPE, worst, MISS, text)
+
+
+@torch.no_grad()
+def _error(place: Place, way: Tensor, step: float) -> float:
+    """Return the median error of the slopes that differences give, over the usual size of slopes in such directions."""
+    found = (place.loss(place.x + step * way) - place.loss(place.x - step * way)).double() / (2 * step)
+    g, d = place.gradient.double().flatten(1), way.double().flatten(1)
+    promised = (g * d).sum(1)
+    typical = g.norm(dim=1) * d.norm(dim=1) / g.shape[1] ** 0.5  # of a direction at random
+    return _median((found - promised).abs() / torch.maximum(promised.abs(), typical).clamp_min(TINY))
+
+
+@torch.no_grad()
+def _uphill(subject: Subject, places: list[Place]) -> Check:
+    """Compare the rise over a step as long as those of attacks with the rise that the gradient promises."""
+    step, worst = _step(subject, LARGE, places[0].x), 0.0
+    for place in places[:2]:  # at the end of a climb nothing rises
+        there = (place.x + step * steepest(place.gradient, subject.norm)).clamp(0, 1)
+        promised = (place.gradient * (there - place.x)).double().flatten(1).sum(1)
+        rise = (place.loss(there) - place.loss(place.x)).double()
+        worst = max(worst, _median(1 - rise / promised.clamp_min(TINY)))
+    text = f"a step of {step:.2g} along the gradient falls short of the promised rise by {100 * worst:.1f} % (median)"
+    return Check(UPHILL, worst, SHORT, text)
+
+
+def _median(values: Tensor) -> float:
+    return values.nan_to_num(torch.inf, torch.inf, torch.inf).median().item()
+
+
+@torch.no_grad()
+def _rises(subject: Subject, few: Samples, end: Tensor) -> Check:
+    logits = (subject.model(x) for x in (few.x, end))
+    before, after = (margin(there, few.y) for there in logits)
+    share = (~(after > before)).double().mean().item()
+    text = f"the margin of {100 * share:.1f} % of the images does not rise in a climb of {STEPS} steps"
+    return Check(RISES, share, FALLS, text)

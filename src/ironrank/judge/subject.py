@@ -1,0 +1,161 @@
+"""The net under audit as attacks and tests see it: logits in float32, in evaluation mode, nothing remembered.
+
+Where the net returns probabilities, their logarithms take the place of the logits: the order of the classes is the
+same, and losses of logits mean what they should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ironrank.attacks.base import Attack, evaluation_mode
+from ironrank.attacks.threat import project
+from ironrank.data import mix
+from ironrank.errors import IronrankError
+from ironrank.judge.samples import Samples, batches_of
+from ironrank.judge.targets import Target
+
+BATCH = 250  # images at a time
+_SUM = 1e-3  # probabilities add up to 1 within this
+
+
+class Logarithm(nn.Module):
+    """The logarithms of the probabilities that a net returns.
+
+    Args:
+        net: Maps pixels (b, ...) to probabilities (b, classes).
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log-probabilities (b, classes)."""
+        probabilities = self.net(x)
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A net with its threat.
+
+    Attributes:
+        target: The net, its other forms, and the sources of transfer.
+        norm: ``Linf`` or ``L2``.
+        eps: Radius, pixel units.
+        seed: Seed of everything random.
+        classes: Number of logits.
+        probabilities: Whether the net returns probabilities.
+    """
+
+    target: Target
+    norm: str
+    eps: float
+    seed: int
+    classes: int
+    probabilities: bool = False
+
+    @property
+    def model(self) -> nn.Module:
+        """What is attacked."""
+        return Logarithm(self.target.model) if self.probabilities else self.target.model
+
+    def generator(self, *what: int | str) -> torch.Generator:
+        """Return the random numbers of one purpose, the same whenever they are asked for."""
+        return torch.Generator().manual_seed(mix(self.seed, "audit", *what))
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Put all forms and sources into evaluation mode for a while."""
+        with ExitStack() as stack:
+            for net in (self.target.model, *self.target.forms.values(), *self.target.sources.values()):
+                stack.enter_context(evaluation_mode(net))
+            yield
+
+    def right(self, samples: Samples) -> Tensor:
+        """Return where the net names the true class by finite logits, bool (n,) on the CPU."""
+        return torch.cat([right(self.target.model, part.x, part.y) for part in batches_of(samples, BATCH)])
+
+    def broken(self, attack: Attack, samples: Samples, source: str, generator: torch.Generator) -> Tensor:
+        """Return on which samples an attack makes the net err, bool (n,) on the CPU.
+
+        What the attack returns is brought into its ball and box first, whatever it promised, and judged anew.
+
+        Args:
+            attack: The attack.
+            samples: Samples that the net gets right.
+            source: Name of the net whose gradients are followed; empty for the net itself.
+            generator: Source of randomness.
+
+        Returns:
+            The result.
+        """
+        followed = self.target.sources[source] if source else self.model
+        found = [torch.zeros(0, dtype=torch.bool)]
+        for part in batches_of(samples, BATCH):
+            changed = attack(followed, part.x, part.y, generator=generator).to(part.x.dtype)
+            changed = project(changed, part.x, attack.eps, attack.norm)
+            found.append(~right(self.target.model, changed, part.y))
+        return torch.cat(found)
+
+
+@torch.no_grad()
+def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return where a model names the class ``y`` by finite logits, bool (b,) on the CPU; pixels are left alone."""
+    logits = model(x.clone())
+    return ((logits.argmax(1) == y) & logits.isfinite().all(1)).cpu()
+
+
+def subject_of(target: Target, samples: Samples, norm: str, eps: float, seed: int) -> Subject:
+    """Look at what a net returns for a few images, and say how it is to be attacked.
+
+    Args:
+        target: The net.
+        samples: The images.
+        norm: ``Linf`` or ``L2``.
+        eps: Radius, pixel units.
+        seed: Seed of everything random.
+
+    Returns:
+        The subject.
+
+    Raises:
+        IronrankError: If the net does not take such images, or returns no logits for these classes.
+    """
+    subject = Subject(target, norm, eps, seed, 0)
+    with subject.judged():
+        logits = _first_logits(target, samples.part(slice(0, 8)))
+    if samples.y.max() >= logits.shape[1] or samples.y.min() < 0:
+        raise IronrankError(
+            f"audit of {target.name}: {logits.shape[1]} logits, but a label is {int(samples.y.max())}; "
+            "is it the right data set?"
+        )
+    return replace(subject, classes=logits.shape[1], probabilities=_are_probabilities(logits))
+
+
+def _first_logits(target: Target, few: Samples) -> Tensor:
+    shape = tuple(few.x.shape)
+    try:
+        with torch.no_grad():
+            logits = target.model(few.x.clone())
+    except Exception as error:  # it is the user's code: whatever it raises is reported
+        reason = " ".join(str(error).split())[:200]
+        raise IronrankError(
+            f"audit of {target.name}: it does not take images of shape {shape} ({reason}); is it the right data set?"
+        ) from None
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(few) or logits.shape[1] < 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise IronrankError(
+            f"audit of {target.name}: for {shape} it returned {got}; logits (b, classes) are needed"
+        )
+    return logits.float()
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < _SUM).all())

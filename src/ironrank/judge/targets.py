@@ -1,0 +1,211 @@
+"""What is audited: a run folder, an ONNX file, a function that returns a module, or a module itself.
+
+Every target becomes one module from pixels to logits, the form that is judged, and beside it other forms of the same
+function, which must agree with it, and sources: other nets whose adversarial images are tried on it.
+
+    target            judged                        other forms            sources
+    run folder        deployed                      as trained, merged     merged twin, dense net it started from
+    FILE.onnx         the file, read into torch     onnxruntime            the net of --twin
+    module:function   what the function returns                            the net of --twin
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from ironrank.artifact import WHICH, load_model
+from ironrank.errors import IronrankError
+from ironrank.files import read_json
+from ironrank.judge.evaluate import for_inference
+from ironrank.surgery import deploy, factored_layers
+from ironrank.training.run import Run, decode_run
+
+_CHAIN = 8  # earlier stages that are looked through for a dense net
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A net to be audited.
+
+    Attributes:
+        name: What people call it.
+        text: What it is, such as the path that was given.
+        model: The judged form: pixels (b, c, h, w) in [0, 1] to logits (b, classes).
+        forms: Other forms of the same function, by name.
+        sources: Nets that attacks are transferred from, by name.
+        run: The run it comes from, if any.
+        blind: Why its gradients cannot be had; empty where they can.
+    """
+
+    name: str
+    text: str
+    model: nn.Module
+    forms: Mapping[str, nn.Module] = field(default_factory=dict)
+    sources: Mapping[str, nn.Module] = field(default_factory=dict)
+    run: Run | None = None
+    blind: str = ""
+
+    def to(self, device: torch.device | str) -> Target:
+        """Move all nets to a device."""
+        for net in (self.model, *self.forms.values(), *self.sources.values()):
+            net.to(device)
+        return self
+
+    def fingerprint(self) -> str:
+        """Return a hash of structure and weights of the judged form and the sources: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, net in (("", self.model), *sorted(self.sources.items())):
+            digest.update(f"{name}\n{net}".encode())
+            for key, tensor in net.state_dict().items():
+                digest.update(key.encode())
+                if isinstance(tensor, torch.Tensor):
+                    digest.update(
+                        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                    )
+        return digest.hexdigest()[:16]
+
+
+def open_target(what: Target | nn.Module | Path | str, twin: nn.Module | Path | str | None = None) -> Target:
+    """Find out what is to be audited, and load it.
+
+    Args:
+        what: A target, a module, a run folder, a ``.safetensors`` or ``.onnx`` file, or ``"module:function"``,
+            which is imported.
+        twin: The same kinds of things: a net of the same task, whose adversarial images are tried as well.
+
+    Returns:
+        The target; modes are left as they are.
+
+    Raises:
+        IronrankError: If there is no such thing, or it is no net.
+    """
+    target = what if isinstance(what, Target) else _open(what)
+    if twin is None:
+        return target
+    other = _open(twin)
+    if other.blind:
+        raise IronrankError(f"twin {other.text}: {other.blind}; a twin needs gradients")
+    return replace(target, sources={**target.sources, "twin": other.model})
+
+
+def _open(what: nn.Module | Path | str) -> Target:
+    if isinstance(what, nn.Module):
+        return of_module(what, type(what).__name__)
+    path = Path(what)
+    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
+        return of_folder(path)
+    if path.suffix == ".onnx":
+        from ironrank.judge.onnx_file import of_onnx
+
+        return of_onnx(path)
+    module, colon, function = str(what).partition(":")
+    if not colon or not module or not function:
+        raise IronrankError(
+            f"audit of '{what}': no such folder or file; allowed: a run folder, FILE.onnx, module:function"
+        )
+    return of_function(module, function)
+
+
+def of_module(model: nn.Module, name: str) -> Target:
+    """Return the target of a module; where it holds factored layers, it is judged as it would be deployed.
+
+    Args:
+        model: Maps pixels (b, c, h, w) in [0, 1] to logits (b, classes).
+        name: What people call it.
+
+    Returns:
+        The target.
+    """
+    if not factored_layers(model):
+        return Target(name, name, model)
+    merged = deploy(model, dense=True)
+    forms = {"as trained": model, "merged": merged}
+    return Target(name, name, for_inference(model), forms, {"merged twin": merged})
+
+
+def of_folder(folder: Path) -> Target:
+    """Return the target of a run folder, or of one of its ``.safetensors`` files; its best weights are judged.
+
+    Args:
+        folder: The folder or file.
+
+    Returns:
+        The target, with the dense net that it started from among the sources, where the folder holds it.
+    """
+    described = folder / "run.json"
+    run = decode_run(read_json(described)) if described.is_file() else None
+    name = folder.resolve().name if folder.is_dir() else folder.stem
+    target = of_module(load_model(folder), name)
+    dense = (
+        _dense_start(folder, run) if factored_layers(target.forms.get("as trained", target.model)) else None
+    )
+    sources = dict(target.sources) if dense is None else {**target.sources, "dense twin": dense}
+    return replace(target, text=str(folder), sources=sources, run=run)
+
+
+def _dense_start(folder: Path, run: Run | None) -> nn.Module | None:
+    """Return the nearest dense net among the earlier stages of a run, or None."""
+    for _ in range(_CHAIN):
+        inner, named = folder / "start", run.start if run else None
+        folder = Path(named) if isinstance(named, str) and not inner.is_dir() else inner
+        if not (folder / WHICH["best"]).is_file():
+            return None
+        net = load_model(folder)
+        if not factored_layers(net):
+            return net
+        run = decode_run(read_json(folder / "run.json")) if (folder / "run.json").is_file() else None
+    return None
+
+
+def of_function(module: str, function: str) -> Target:
+    """Import a module of the user's, call one of its functions and return the net that comes back.
+
+    Args:
+        module: Dotted name, looked up in the working folder too.
+        function: Name of a function without arguments.
+
+    Returns:
+        The target.
+
+    Raises:
+        IronrankError: If there is no such module or function, it fails, or returns something else.
+    """
+    text = f"{module}:{function}"
+    make = getattr(_imported(module), function, None)
+    if not callable(make):
+        raise IronrankError(f"audit of {text}: module '{module}' has no function '{function}'")
+    try:
+        net = make()
+    except Exception as error:  # it is the user's code: whatever it raises is reported
+        raise IronrankError(f"audit of {text}: the function raised {_line(error)}") from None
+    if not isinstance(net, nn.Module):
+        raise IronrankError(
+            f"audit of {text}: it returned a {type(net).__name__}; a torch.nn.Module is needed"
+        )
+    return replace(of_module(net, function), text=text)
+
+
+def _imported(module: str) -> ModuleType:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise IronrankError(f"audit of module '{module}': {error}; name it as python -m would") from None
+    except Exception as error:
+        raise IronrankError(f"audit of module '{module}': importing it raised {_line(error)}") from None
+    finally:
+        sys.path.remove(here)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
