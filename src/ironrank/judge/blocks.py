@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ironrank.errors import IronrankError
 from ironrank.judge.ensemble import STANDING, SURVIVORS, Trial
 from ironrank.judge.ledger import Ledger
 from ironrank.judge.samples import Samples
@@ -88,11 +90,15 @@ def _clean(work: Work, block: int, samples: Samples) -> Tensor:
 
 def _run(
     work: Work, block: int, trial: Trial, samples: Samples, attacked: Tensor
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run one attack on some images of a block; return which were attacked and broken, and the time it took."""
-    start = time.perf_counter()
-    broken = torch.zeros_like(attacked)
+    start, broken = time.perf_counter(), torch.zeros_like(attacked)
+    notes: dict[str, Any] = {}
     if attacked.any():
         generator = work.subject.generator(trial.name, block)
-        broken[attacked] = work.subject.broken(trial.attack, samples.take(attacked), trial.source, generator)
-    return {"attacked": attacked, "broken": broken}, {"seconds": time.perf_counter() - start}
+        try:
+            found = work.subject.broken(trial.attack, samples.take(attacked), trial.source, generator)
+            broken[attacked] = found
+        except (IronrankError, RuntimeError) as error:  # a net without gradients; the verdict says so
+            notes["error"] = " ".join(str(error).split())[:200]
+    return {"attacked": attacked, "broken": broken}, notes | {"seconds": time.perf_counter() - start}

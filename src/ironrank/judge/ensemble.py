@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ironrank.attacks import FGSM, PGD
 from ironrank.attacks.base import Attack
-from ironrank.judge.subject import Subject
+from ironrank.judge.subject import INWARDS, Subject
 from ironrank.settings import Settings, setting
 
 GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
@@ -112,7 +112,8 @@ def _gradient(norm: str, eps: float, level: Level) -> list[Trial]:
         )
 
     single = Trial(SINGLE, GRADIENT, FGSM(norm=norm, eps=eps), where=PROBE)
-    return [single, pgd("ce"), pgd("margin")]
+    inwards = Trial("pgd-inwards", GRADIENT, pgd("margin").attack, INWARDS, cost=pgd("margin").cost)
+    return [single, pgd("ce"), pgd("margin"), inwards]
 
 
 def _transfer(subject: Subject, level: Level) -> list[Trial]:

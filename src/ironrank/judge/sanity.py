@@ -37,6 +37,7 @@ def sanity(tally: Tally, classes: int) -> list[Check]:
         The outcomes; no test where its attacks did not run.
     """
     return [
+        _ran(tally),
         *_weaker("noise below gradients", tally, NOISE, "random noise"),
         *_weaker("gradient-free below gradients", tally, FREE, "gradient-free attacks"),
         *_weaker("transfer below gradients", tally, TRANSFER, "images made for another net"),
@@ -46,6 +47,13 @@ def sanity(tally: Tally, classes: int) -> list[Check]:
         *_monotone(tally),
         *_chance(tally, classes),
     ]
+
+
+def _ran(tally: Tally) -> Check:
+    failed = [result for result in tally.results if result.error]
+    text = f"{len(failed)} of {len(tally.results)} attacks could not be run"
+    text += f", the first because: {failed[0].error}" if failed else ""
+    return Check("attacks ran", len(failed), 0, text)
 
 
 def curve_of(tally: Tally) -> list[tuple[float, float]]:

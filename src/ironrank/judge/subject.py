@@ -21,7 +21,28 @@ from ironrank.judge.samples import Samples, batches_of
 from ironrank.judge.targets import Target
 
 BATCH = 250  # images at a time
+INWARDS = "inwards"  # the source that stands for the net itself, seen from pixels nearer to grey
 _SUM = 1e-3  # probabilities add up to 1 within this
+
+
+class Inwards(nn.Module):
+    """A net that sees all pixels a little nearer to grey; attacks on it leave the box's faces, where slopes may end.
+
+    A net that cuts its pixels at the range of the data has no gradient at pixels that are exactly black or white, and
+    steps in the direction of a zero lead nowhere.
+
+    Args:
+        net: Maps pixels (b, ...) to logits (b, classes).
+        share: How much nearer.
+    """
+
+    def __init__(self, net: nn.Module, share: float = 0.02) -> None:
+        super().__init__()
+        self.net, self.share = net, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (b, classes) of the pixels moved inwards."""
+        return self.net(x + self.share * (0.5 - x))
 
 
 class Logarithm(nn.Module):
@@ -70,6 +91,11 @@ class Subject:
         """Return the random numbers of one purpose, the same whenever they are asked for."""
         return torch.Generator().manual_seed(mix(self.seed, "audit", *what))
 
+    def _followed(self, source: str) -> nn.Module:
+        if source == INWARDS:
+            return Inwards(self.model)
+        return self.target.sources[source] if source else self.model
+
     @contextmanager
     def judged(self) -> Iterator[None]:
         """Put all forms and sources into evaluation mode for a while."""
@@ -96,7 +122,7 @@ class Subject:
         Returns:
             The result.
         """
-        followed = self.target.sources[source] if source else self.model
+        followed = self._followed(source)
         found = [torch.zeros(0, dtype=torch.bool)]
         for part in batches_of(samples, BATCH):
             changed = attack(followed, part.x, part.y, generator=generator).to(part.x.dtype)

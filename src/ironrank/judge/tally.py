@@ -23,6 +23,7 @@ class Result:
         broken: Which of them it broke, bool (n,).
         inside: Whether what it finds lies in the ball that the audit is about.
         seconds: Time that it took.
+        error: Why it could not be run, if so.
     """
 
     trial: Trial
@@ -30,6 +31,7 @@ class Result:
     broken: Tensor
     inside: bool
     seconds: float
+    error: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +94,14 @@ def tally_of(ledger: Ledger, blocks: list[slice], trials: list[Trial], eps: floa
     results = []
     for trial in trials:
         attacked, broken, seconds = torch.zeros_like(right), torch.zeros_like(right), 0.0
+        error = ""
         for number, block in enumerate(blocks):
             if ledger.has(number, trial.name):
                 tensors, notes = _known(ledger, number, trial.name)
                 attacked[block], broken[block] = tensors["attacked"], tensors["broken"]
                 seconds += notes["seconds"]
-        results.append(Result(trial, attacked, broken, trial.attack.radius <= eps, seconds))
+                error = error or notes.get("error", "")
+        results.append(Result(trial, attacked, broken, trial.attack.radius <= eps, seconds, error))
     return Tally(right, blocks[0].stop, tuple(results))
 
 
