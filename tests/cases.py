@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ironrank.attacks import APGD, FGSM, FGSMRS, NFGSM, PGD, Attack, LowRankPGD
+from ironrank.attacks import APGD, FGSM, FGSMRS, FMN, NFGSM, PGD, Attack, LowRankPGD, Noise, Square
 from ironrank.data import MNIST, DataSpec
 from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank, narrowed
 from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
@@ -146,6 +146,9 @@ ATTACK_CASES: dict[str, Attack] = {
     "pgd": PGD(eps=0.1, steps=2, restarts=2),
     "low-rank-pgd": LowRankPGD(eps=0.1, rank=2, steps=2),
     "apgd": APGD(eps=0.1, steps=5, targets=2),
+    "fmn": FMN(eps=0.1, steps=5),
+    "square": Square(eps=0.1, queries=5),
+    "noise": Noise(eps=0.1, draws=5),
 }
 
 # ---- objectives: made for a radius, and what each is at radius 0

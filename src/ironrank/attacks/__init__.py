@@ -3,9 +3,27 @@
 from ironrank.attacks.apgd import APGD
 from ironrank.attacks.base import Attack
 from ironrank.attacks.fgsm import FGSM, FGSMRS, NFGSM
+from ironrank.attacks.fmn import FMN
 from ironrank.attacks.low_rank import LowRankPGD
+from ironrank.attacks.noise import Noise
 from ironrank.attacks.pgd import PGD, stronger
+from ironrank.attacks.square import Square
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD, LowRankPGD, APGD)}
+ATTACKS: dict[str, type[Attack]] = {
+    a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD, LowRankPGD, APGD, FMN, Square, Noise)
+}
 
-__all__ = ["ATTACKS", "Attack", "FGSM", "FGSMRS", "NFGSM", "PGD", "LowRankPGD", "APGD", "stronger"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "FGSM",
+    "FGSMRS",
+    "NFGSM",
+    "PGD",
+    "LowRankPGD",
+    "APGD",
+    "FMN",
+    "Square",
+    "Noise",
+    "stronger",
+]

@@ -211,7 +211,7 @@ class Attack(Settings):
         private = private_generator(generator, x.device)
         if self.eps == 0 or len(x) == 0:
             return x.detach().clone()
-        with evaluation_mode(model), frozen(model), torch.inference_mode(False), torch.enable_grad():
+        with under_attack(model):
             loss, x = Loss(model, measure, self.precision), x.detach().clone()
             return self.perturb(begun(loss, x), x, private).detach()
 
@@ -315,6 +315,20 @@ def private_generator(generator: torch.Generator | None, device: torch.device) -
     source = torch.device("cpu") if generator is None else generator.device
     seed = torch.randint(2**63 - 1, (), generator=generator, device=source)
     return torch.Generator(device).manual_seed(int(seed))
+
+
+@contextmanager
+def under_attack(model: Callable) -> Iterator[None]:
+    """Let a model be searched for a while: evaluation mode, weights that stand still, gradients in pixels alone.
+
+    Args:
+        model: A module, or any other callable.
+
+    Yields:
+        Nothing.
+    """
+    with evaluation_mode(model), frozen(model), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

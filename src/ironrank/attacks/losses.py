@@ -214,8 +214,6 @@ class Aim:
 
     def take(self, rows: Tensor) -> Aim:
         """Return the aim of the samples at ``rows`` (int64)."""
-        if len(rows) == len(self.y):
-            return self
         target = None if self.target is None else self.target[rows]
         scale = None if self.scale is None else self.scale[rows]
         return replace(self, y=self.y[rows], target=target, scale=scale)

@@ -40,12 +40,12 @@ def project(point: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
     return (x + shorten(point - x, eps, norm)).clamp(0, 1)
 
 
-def shorten(delta: Tensor, eps: float, norm: str) -> Tensor:
+def shorten(delta: Tensor, eps: float | Tensor, norm: str) -> Tensor:
     """Bring a change into the ball around zero, wherever the box is.
 
     Args:
         delta: Changes (b, ...).
-        eps: Radius, pixel units, above 0.
+        eps: Radius, pixel units, above 0; or one for each sample (b, 1, ...).
         norm: ``Linf`` or ``L2``.
 
     Returns:
@@ -56,8 +56,9 @@ def shorten(delta: Tensor, eps: float, norm: str) -> Tensor:
         tensor([[ 0.6000, -0.8000]])
     """
     if norm == "Linf":
-        return delta.clamp(-eps, eps)
-    return delta * (eps / length(delta).clamp_min(eps))
+        return delta.clamp(-eps, eps)  # type: ignore[arg-type]
+    size = length(delta)
+    return delta * (eps / torch.maximum(size, torch.as_tensor(eps, dtype=size.dtype, device=size.device)))
 
 
 def random_start(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
