@@ -36,16 +36,16 @@ def recording(model, points):
 @norms
 def test_square_comes_near_the_optimum_of_a_linear_model(norm):
     torch.manual_seed(0)
-    weight = torch.randn(2, 2 * 6 * 6)
-    x = torch.full((5, 2, 6, 6), 0.5)
+    weight = torch.randn(2, 2 * 4 * 4)
+    x = torch.full((5, 2, 4, 4), 0.5)
     y = torch.zeros(5, dtype=torch.int64)
     weight[0] += 10  # never fooled, so that no sample stops
     rise, eps = weight[1] - weight[0], EPS[norm]
     best = eps * (rise.abs().sum() if norm == "Linf" else rise.norm())
-    point = Square(norm=norm, eps=eps, queries=3000)(linear(weight), x, y, generator=seeded())
+    point = Square(norm=norm, eps=eps, queries=500)(linear(weight), x, y, generator=seeded())
     gain = (point - x).flatten(1) @ rise
     assert (gain <= best * (1 + 1e-5)).all()
-    assert (gain > (0.999 if norm == "Linf" else 0.5) * best).all()
+    assert (gain > (0.98 if norm == "Linf" else 0.6) * best).all()
 
 
 @norms

@@ -20,10 +20,10 @@ One step from the change :math:`\delta`, with the gradient g of L, q the dual no
     \qquad \delta \leftarrow \text{box}(\text{ball}_{\epsilon_k}(\delta + \alpha_k \epsilon_k s(g)))
 
 :math:`\delta^*` is the smallest fooling change so far. Deviations, all ours. The paper's step is
-:math:`\alpha_k g / \|g\|_2` for every norm: on the adversarially trained MNIST net of the tests it left 92 % of 40 images
-right at Linf 0.4, where the step above leaves none. Pixels that the box holds back do not count in g. Before the model
-is first fooled the radius never shrinks, and is a little longer than the boundary of a linear model is far. No radius
-is larger than the box. At the end :math:`\delta^*` is shortened along its line by bisection.
+:math:`\alpha_k g / \|g\|_2` for every norm: on the adversarially trained MNIST net of the tests it left 92 % of 40
+images right at Linf 0.4, where the step above leaves none. Pixels that the box holds back do not count in g. Before the
+model is first fooled the radius never shrinks, and is a little longer than the boundary of a linear model is far. No
+radius is larger than the box. At the end :math:`\delta^*` is shortened along its line by bisection.
 """
 
 from __future__ import annotations
