@@ -56,7 +56,7 @@ def test_any_scale_and_rank_one(scale: float) -> None:
 def test_both_ways_agree_on_one_matrix() -> None:
     A = drawn(80, 90)
     G, norm = A @ A.mT, svd_norm(A)
-    for found in (_by_gram_iteration(G.unsqueeze(0), 1e-6, 0.0), _by_cholesky(G, 1e-6)):
+    for found in (_by_gram_iteration(G.unsqueeze(0), 1e-6, 0.0), _by_cholesky(G, 1e-6, 0.0)):
         assert norm**2 * (1 - 1e-12) <= found <= norm**2 * (1 + 1e-4)
 
 
@@ -125,7 +125,7 @@ def test_no_kind_of_convolution_has_a_norm_above_its_bound(seed: int) -> None:
     for op in operators:
         norm = svd_norm(written_out(op))
         assert norm <= op.norm() <= norm * 1.01 + 1e-12, op
-        assert norm <= op.norm(dense=0) <= norm * 4.5 + 1e-12, op
+        assert norm <= op.norm(work=0) <= norm * 4.5 + 1e-12, op
 
 
 def square(kernel: Tensor, side: int, pad: int, mode: str = "zeros", stride: int = 1) -> Convolution:
@@ -136,20 +136,20 @@ def square(kernel: Tensor, side: int, pad: int, mode: str = "zeros", stride: int
 def test_the_symbol_alone_is_close_on_larger_images(side: int, excess: float) -> None:
     op = square(drawn(2, 2, 3, 3), side, pad=1)
     norm = svd_norm(written_out(op))
-    assert norm <= op.norm(dense=0) <= norm * (1 + excess)
+    assert norm <= op.norm(work=0) <= norm * (1 + excess)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_circular_convolutions_lose_nothing(stride: int) -> None:
     op = square(drawn(3, 2, 3, 3), 8, pad=1, mode="circular", stride=stride)
     norm = svd_norm(written_out(op))
-    assert norm <= op.norm(dense=0) <= norm * 1.001
+    assert norm <= op.norm(work=0) <= norm * 1.001
 
 
 def test_known_norms() -> None:
     ones = torch.ones(1, 1, 3, 3, dtype=torch.float64)
-    assert square(ones, 6, pad=1, mode="circular").norm(dense=0) == pytest.approx(9, rel=1e-3)
-    assert square(ones, 6, pad=0, stride=3).norm(dense=0) == pytest.approx(3, rel=1e-3)  # disjoint windows
+    assert square(ones, 6, pad=1, mode="circular").norm(work=0) == pytest.approx(9, rel=1e-3)
+    assert square(ones, 6, pad=0, stride=3).norm(work=0) == pytest.approx(3, rel=1e-3)  # disjoint windows
     assert square(2 * ones[..., :1, :1], 6, pad=0, stride=2).norm() == pytest.approx(2, rel=1e-3)
     replicated = square(ones[..., :1, :1], 4, pad=1, mode="replicate")  # a corner pixel is in four places
     assert replicated.norm() == pytest.approx(2, rel=1e-3)
@@ -157,9 +157,9 @@ def test_known_norms() -> None:
 
 def test_chunks_of_frequencies_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     op = square(drawn(4, 3, 3, 3), 10, pad=1)
-    whole = op.norm(dense=0)
+    whole = op.norm(work=0)
     monkeypatch.setattr("ironrank.certificates.convolution._CHUNK", 100)
-    assert op.norm(dense=0) == pytest.approx(whole, rel=1e-3)
+    assert op.norm(work=0) == pytest.approx(whole, rel=1e-3)
 
 
 def test_apply_is_the_layer_of_torch() -> None:

@@ -6,6 +6,7 @@
     compress                       a trained net made small, and trained on
     evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
     audit                          attacks, tests of the attacks, and what is proven
+    certify, smooth                radii within which no change in L2 changes the class: proven, or with a confidence
     load_model, save               models as JSON and safetensors, rebuilt without the method that made them
 
 The names are looked up when they are first used, so that ``import ironrank`` and ``ironrank --help`` do not load torch.
@@ -18,6 +19,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ironrank.artifact import load_model, save
+    from ironrank.certificates.certify import certify
+    from ironrank.certificates.smoothing import smooth
     from ironrank.errors import IronrankError
     from ironrank.judge.audit import audit
     from ironrank.judge.evaluate import evaluate, evaluate_folder
@@ -59,6 +62,8 @@ _HOMES = {
     "verbs": ("compress",),
     "judge.audit": ("audit",),
     "judge.evaluate": ("evaluate", "evaluate_folder"),
+    "certificates.certify": ("certify",),
+    "certificates.smoothing": ("smooth",),
     "artifact": ("load_model", "save"),
     "errors": ("IronrankError",),
 }
@@ -89,6 +94,8 @@ __all__ = [
     "evaluate",
     "evaluate_folder",
     "audit",
+    "certify",
+    "smooth",
     "load_model",
     "save",
     "IronrankError",

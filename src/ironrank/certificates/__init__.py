@@ -2,9 +2,18 @@
 
 gram.py          spectral norms of matrices from above, rounding included
 convolution.py   the same of convolutions as operators on images
+linear.py        linear layers: operator, composition, rounding in float32
+layers.py        activations, pooling, and what only reorders numbers
+functions.py     the same as functions and methods of tensors
+walk.py          from the image to the logits of any net that can be traced
+certify.py       radius of each image, certified accuracy, verdict
+binomial.py      exact limits on a probability
+smoothing.py     randomized smoothing: any net, with a confidence
 """
 
+from ironrank.certificates.certify import certify
 from ironrank.certificates.convolution import Convolution
 from ironrank.certificates.gram import spectral_norm
+from ironrank.certificates.smoothing import smooth
 
-__all__ = ["Convolution", "spectral_norm"]
+__all__ = ["certify", "smooth", "Convolution", "spectral_norm"]

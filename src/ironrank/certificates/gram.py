@@ -13,7 +13,7 @@ is never above f and is exact for flat spectra, which is what well conditioned l
 ``lambda >= f^2/t`` says when to stop, and which matrices of a batch cannot hold the largest norm; what is dropped keeps
 its bound, so that a wrong lower bound could cost time and never soundness.
 
-One large matrix: a guess ``s`` from below, made a little larger, is proven by a Cholesky factorization of ``s I - G``:
+Large matrices: a guess ``s`` from below, made a little larger, is proven by a Cholesky factorization of ``s I - G``:
 if it runs through, no eigenvalue of that matrix is below ``- c tr(s I - G)`` with c about n times the unit roundoff.
 
 Rounding: ``gamma(n)`` bounds the relative error of a sum of n products in any order, four times what the standard model
@@ -100,8 +100,10 @@ def largest_eigenvalue(G: Tensor, rtol: float = RTOL, known: float = 0.0) -> flo
     if not torch.isfinite(torch.view_as_real(G) if G.is_complex() else G).all():
         raise IronrankError("no bound: weights or statistics are not finite")
     G = (G + G.mH) / 2
-    if len(G) == 1 and G.shape[-1] > _LARGE and not G.is_complex():
-        return max(known, _by_cholesky(G[0], rtol))
+    if G.shape[-1] > _LARGE:
+        for matrix in G:
+            known = _by_cholesky(matrix, rtol, known)
+        return known
     return _by_gram_iteration(G, rtol, known)
 
 
@@ -147,32 +149,40 @@ def _bounds(H: Tensor, scales: Tensor, error: float) -> tuple[Tensor, Tensor]:
     return scales[0] * low, scales[0] * (high + error)
 
 
-def _by_cholesky(G: Tensor, rtol: float) -> float:
-    n, share = G.shape[-1], rtol / 4
-    if not bool(G.any()):
-        return 0.0
-    guess, eye = _from_below(G), torch.eye(n, dtype=G.dtype, device=G.device)
-    while True:
-        s = guess * (1 + share)
-        shifted = s * eye - G
-        if not int(torch.linalg.cholesky_ex(shifted).info):
-            # the factorization is that of a matrix off by the first term, the shift is rounded by the second
-            return (s + gamma(n + 1) * shifted.diagonal().sum().item() + gamma(2) * s) * _SLACK
+def _by_cholesky(G: Tensor, rtol: float, known: float) -> float:
+    """Return a bound for one matrix: ``known`` where that is one already."""
+    proven = _proven(G, known)
+    if proven is not None:
+        return max(known, proven)
+    guess, share = _from_below(G), rtol / 4
+    while (proven := _proven(G, guess * (1 + share))) is None:
         share *= 2  # the guess was too low
+    return max(known, proven)
+
+
+def _proven(G: Tensor, s: float) -> float | None:
+    """Return a bound a little above s, if a Cholesky factorization proves that s is one up to rounding."""
+    shifted = -G
+    shifted.diagonal().add_(s)
+    trace = shifted.diagonal().real.sum().item()
+    if int(torch.linalg.cholesky_ex(shifted).info):
+        return 0.0 if s == 0 and not bool(G.any()) else None
+    # the factorization is that of a matrix off by the first term, the shift is rounded by the second
+    return (s + gamma(len(G) + 1) * trace + gamma(2) * s) * _SLACK
 
 
 def _from_below(G: Tensor, steps: int = 60) -> float:
     """Return a Rayleigh quotient near the largest eigenvalue: Lanczos from a fixed start, kept orthonormal."""
-    start = torch.randn(G.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=G.dtype)
-    Q = torch.linalg.qr(start.to(G.device)).Q
-    for _ in range(steps):
+    start = torch.randn(len(G), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    Q = torch.linalg.qr(start.to(G)).Q
+    for _ in range(min(steps, len(G) - 1)):
         new = G @ Q[:, -1:]
         for _ in range(2):
-            new = new - Q @ (Q.mT @ new)
+            new = new - Q @ (Q.mH @ new)
         length = new.norm()
         if not bool(
-            length > 1e-12 * G.diagonal().sum()
-        ):  # the space is invariant: there is no more to find in it
+            length > 1e-12 * G.diagonal().real.sum()
+        ):  # the space is invariant: no more to find in it
             break
         Q = torch.cat([Q, new / length], dim=1)
-    return torch.linalg.eigvalsh(Q.mT @ G @ Q)[-1].item()
+    return torch.linalg.eigvalsh(Q.mH @ G @ Q)[-1].item()

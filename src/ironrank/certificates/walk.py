@@ -1,0 +1,301 @@
+r"""A walk through a net that carries, beside the numbers, how far they can move and how far float32 is off.
+
+The forward is traced into a graph of layers and functions (`torch.fx`), so that residual branches, blocks and modules
+of the user's own need no rule: only what the graph calls does, and what has none is refused by name. For each value of
+the graph:
+
+    x             the value for each image, in float64
+    lipschitz     ||x(image') - x(image)|| <= lipschitz ||image' - image||
+    error, slope  the value that float32 computes for an image within rho is off by at most ``error + slope rho``
+
+A layer of gain g and own rounding ``noise ||input|| + floor`` turns them into ``g lipschitz``,
+``g error + noise (||x|| + error) + floor`` and ``g slope + noise (lipschitz + slope)``: the norm of the input is that
+at this image, plus what it can grow by within rho. A sum adds them, so that a residual block has the constant
+``||shortcut|| + ||branch||``. Where layers compose to one operator, its norm from where it starts is taken if smaller.
+
+Rounding is that of any order of summation, with or without fused multiply-adds, in IEEE float32: not of TF32, of half
+precision, nor of convolutions by transforms (Winograd, FFT). The float32 logits of every image are compared with the
+float64 ones, and a net that is further off than its bound is refused: such arithmetic, a net that is random, and a
+trace that is not the net show there.
+"""
+
+from __future__ import annotations
+
+import math
+import operator as op
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ironrank.certificates.convolution import Convolution
+from ironrank.certificates.functions import FUNCTIONS, plain_name, scaled, shifted
+from ironrank.certificates.layers import MODULES
+from ironrank.certificates.linear import EPS32, Local, Operator, then
+from ironrank.errors import IronrankError
+
+_PLAIN = ("size", "dim", "ndimension", "numel", "getattr")  # they give numbers, not tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A value of the graph for a batch of images; see the top of this file.
+
+    Attributes:
+        x: (b, ...), float64.
+        lipschitz: From the image to here.
+        error: (b,), float64.
+        slope: Growth of the error with the distance from the image.
+        source: An operator that ends here, and the Lipschitz constant of where it starts.
+    """
+
+    x: Tensor
+    lipschitz: float
+    error: Tensor
+    slope: float = 0.0
+    source: tuple[Operator, float] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return tuple(self.x.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What is known of one node of the graph, whatever the images."""
+
+    local: Local
+    lipschitz: float
+    source: tuple[Operator, float] | None
+    folded: bool
+
+
+class _Tracer(fx.Tracer):
+    """Layers of torch are nodes; other modules are looked into."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
+
+
+class Walk:
+    """A net, ready to be walked through.
+
+    Args:
+        model: The net, of plain torch layers, in evaluation mode and float32.
+
+    Attributes:
+        lipschitz: From the image to the logits; known after the first walk.
+        body: From the image to where the last linear layer starts; None where the net does not end in one.
+
+    Raises:
+        IronrankError: If its forward cannot be traced, or hooks change what it does.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise IronrankError(
+                    f"no bound for module '{name}' ({type(module).__name__}): it has hooks; remove them"
+                )
+        try:
+            self.graph = _Tracer().trace(model)
+        except Exception as error:  # tracing runs the forward of a stranger: whatever it raises
+            reason = " ".join(str(error).split())[:200]
+            raise IronrankError(
+                f"no bound: the forward of {type(model).__name__} cannot be traced ({reason})"
+            ) from None
+        self.model, self.steps = model, dict[str, Step]()
+        self.lipschitz: float = math.inf
+        self.body: float | None = None
+
+    def __call__(self, x: Tensor) -> Value:
+        """Walk through the net.
+
+        Args:
+            x: Pixels (b, c, h, w), float32 numbers held in float64.
+
+        Returns:
+            The logits (b, classes).
+
+        Raises:
+            IronrankError: If a layer or function has no bound.
+        """
+        values: dict[fx.Node, Any] = {}
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = Value(x, 1.0, x.new_zeros(len(x)))
+            elif node.op == "get_attr":
+                values[node] = _raised(_attribute(self.model, node.target))
+            elif node.op == "output":
+                return self._logits(fx.map_arg(node.args[0], values.__getitem__))
+            else:
+                args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                values[node] = self._call(node, args, kwargs)
+            for used in [n for n in node.all_input_nodes if list(n.users)[-1] is node]:
+                del values[used]  # its last use
+        raise IronrankError("no bound: the forward returns nothing")
+
+    def _logits(self, value: Any) -> Value:
+        if not isinstance(value, Value) or value.x.dim() != 2:
+            raise IronrankError("no bound: the forward must return logits (b, classes), one tensor")
+        last = value.source if value.source and isinstance(value.source[0], Convolution) else None
+        self.lipschitz, self.body = value.lipschitz, last[1] if last else None
+        return value
+
+    def _call(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+        flat = [
+            a for arg in (*args, *kwargs.values()) for a in (arg if isinstance(arg, tuple | list) else [arg])
+        ]
+        values = [value for value in flat if isinstance(value, Value)]
+        name = plain_name(node.target)
+        result = self._run(node, args, kwargs)
+        if not values or (name in _PLAIN and not isinstance(result, Tensor)):
+            return result
+        self._check(node, name, kwargs, values, result)
+        if len(values) > 1:
+            return self._joined(node, name, values, result)
+        step = self.steps.get(node.name)
+        if step is None:
+            step = self.steps[node.name] = _step(self._local(node, name, args, kwargs), values[0])
+        return _moved(values[0], result, step)
+
+    def _check(
+        self, node: fx.Node, name: str, kwargs: dict[str, Any], values: list[Value], result: Any
+    ) -> None:
+        """Refuse what would make the rules unsound: mixed samples, values that spread out, changes of other values."""
+        if not isinstance(result, Tensor) or result.shape[:1] != values[0].x.shape[:1]:
+            raise self._refusal(node, "samples must stay apart")
+        if name in _ARITHMETIC and (any(v.x.shape != result.shape for v in values) or kwargs):
+            raise self._refusal(node, "a value is broadcast, or there are more arguments than two")
+        if self._in_place(node, kwargs) and list(node.all_input_nodes[0].users)[-1] is not node:
+            raise self._refusal(node, "it works in place on a value that is used again")
+
+    def _in_place(self, node: fx.Node, kwargs: dict[str, Any]) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self.model.get_submodule(str(node.target)), "inplace", False))
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return name.endswith("_") or bool(kwargs.get("inplace")) or plain_name(name) in _IN_PLACE
+
+    def _run(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Compute the node in float64, on copies, so that what works in place harms no other value."""
+        args, kwargs = _tensors(args), _tensors(kwargs)
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            return torch.func.functional_call(module, _doubles(module), args, kwargs)
+        if node.op == "call_method":
+            if node.target == "float":
+                return args[0]
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _local(self, node: fx.Node, name: str, args: tuple, kwargs: dict[str, Any]) -> Local:
+        """Return the bounds of a node with one value among its arguments."""
+        try:
+            if node.op == "call_module":
+                module = self.model.get_submodule(str(node.target))
+                if type(module) not in MODULES or "forward" in vars(module):
+                    raise self._refusal(node, "only layers that are known have one")
+                return MODULES[type(module)](module, args[0].shape)
+            if name in _ARITHMETIC:
+                return _arithmetic(name, args)
+            if name in FUNCTIONS and isinstance(args[0], Value):
+                return FUNCTIONS[name](args[0].shape, *args[1:], **kwargs)
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise self._refusal(node, f"its arguments are not understood: {error}") from None
+        raise self._refusal(node, "only functions that are known have one")
+
+    def _joined(self, node: fx.Node, name: str, values: list[Value], result: Tensor) -> Value:
+        if name in ("add", "iadd", "sub", "isub"):
+            total = math.fsum(v.lipschitz for v in values)
+        elif name in ("cat", "concat") and result.shape[0] == len(values[0].x):
+            total = math.hypot(*(v.lipschitz for v in values))
+        else:
+            raise self._refusal(node, "it joins several values in a way that has none")
+        error, slope = sum(v.error for v in values), math.fsum(v.slope for v in values)
+        self.steps.setdefault(node.name, Step(Local(1.0, method="sum"), total, None, False))
+        error = error + EPS32 * (_norms(result) + error)
+        return Value(result, total, error, slope + EPS32 * (total + slope))
+
+    def _refusal(self, node: fx.Node, reason: str) -> IronrankError:
+        if node.op == "call_module":
+            kind = type(self.model.get_submodule(str(node.target))).__name__
+            return IronrankError(f"no bound for module '{node.target}' ({kind}): {reason}")
+        return IronrankError(f"no bound for function '{plain_name(node.target)}' at '{node.name}': {reason}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return, for each node in order: name, bound, method, and the Lipschitz constant from the image to it."""
+        names = {
+            node.name: str(node.target) if node.op == "call_module" else node.name
+            for node in self.graph.nodes
+        }
+        return [
+            {"name": names[name], "bound": step.local.gain, "lipschitz": step.lipschitz,
+             "method": step.local.method + (", folded" if step.folded else "")}
+            for name, step in self.steps.items()
+            if step.local.method not in ("identity", "reorders", "shift")
+        ]  # fmt: skip
+
+
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+_ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div")
+
+
+def _arithmetic(name: str, args: tuple) -> Local:
+    """Return the bounds of arithmetic between one value and a constant."""
+    left, right = args[:2]
+    value, constant = (left, right) if isinstance(left, Value) else (right, left)
+    kind = name.removeprefix("i")
+    if kind in ("add", "sub"):
+        return shifted(value.shape, constant)  # constant - value turns the sign, which no norm sees
+    if kind in ("truediv", "div") and value is right:
+        raise TypeError("division by a value")
+    return scaled(value.shape, constant, divide=kind != "mul")
+
+
+def _step(local: Local, value: Value) -> Step:
+    """Take the smaller of the product of bounds and the norm of the composed operator from where it starts."""
+    lipschitz, source, folded = local.gain * value.lipschitz, None, False
+    if local.keeps:
+        return Step(local, lipschitz, value.source, False)
+    if local.operator is not None:
+        source = (local.operator, value.lipschitz)
+        whole = then(value.source[0], local.operator) if value.source else None
+        if whole is not None and value.source is not None:
+            together, source = whole.norm() * value.source[1], (whole, value.source[1])
+            lipschitz, folded = min(lipschitz, together), together < lipschitz
+    return Step(local, lipschitz, source, folded)
+
+
+def _moved(value: Value, result: Tensor, step: Step) -> Value:
+    gain, noise = step.local.gain, step.local.noise
+    error = gain * value.error + noise * (_norms(value.x) + value.error) + step.local.floor
+    slope = gain * value.slope + noise * (value.lipschitz + value.slope)
+    return Value(result, step.lipschitz, error, slope, step.source)
+
+
+def _norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)
+
+
+def _tensors(arguments: Any) -> Any:
+    """Return the arguments with copies of the tensors in place of values."""
+    if isinstance(arguments, tuple | list):
+        return type(arguments)(_tensors(a) for a in arguments)
+    if isinstance(arguments, dict):
+        return {key: _tensors(a) for key, a in arguments.items()}
+    return arguments.x.clone() if isinstance(arguments, Value) else arguments
+
+
+def _doubles(module: nn.Module) -> dict[str, Tensor]:
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: _raised(tensor) for name, tensor in held.items()}
+
+
+def _raised(value: Any) -> Any:
+    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _attribute(model: nn.Module, path: Any) -> Any:
+    return op.attrgetter(str(path))(model)
