@@ -10,7 +10,7 @@ from typing import Any
 from ironrank.report import judge, tables, text
 from ironrank.report.judge import Verdict
 from ironrank.report.rows import Row
-from ironrank.report.tables import Table
+from ironrank.report.cells import Table
 from ironrank.report.training import Training
 
 FORMAT = "ironrank-report/1"

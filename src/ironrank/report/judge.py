@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ironrank.judge.interval import exceeds
-from ironrank.report.rows import Row, Score, Threat
+from ironrank.report.rows import Row
+from ironrank.report.score import Score, Threat
 from ironrank.report.text import count, epsilon, percent, quote
 
 MARGIN = 0.01  # one percentage point: "as robust as the best" in the verdict
@@ -37,7 +38,7 @@ def threat_of(rows: Sequence[Row]) -> Threat | None:
     for single_step_too in (False, True):
         seen: Counter[Threat] = Counter()
         for row in rows:
-            balls = [s.threat for s in row.robust if s.threat and (single_step_too or not s.single_step)]
+            balls = [s.threat for s in row.scores if s.threat and (single_step_too or not s.single_step)]
             seen.update(dict.fromkeys(balls, 1))
         if seen:
             return max(seen, key=lambda ball: seen[ball])
@@ -58,7 +59,7 @@ def scores_of(rows: Sequence[Row], threat: Threat | None) -> dict[int, Score]:
         The score of each place of a row that has one.
     """
     worst = {i: score for i, row in enumerate(rows) if (score := row.at(threat))}
-    strong = {i for i in worst if any(s.threat == threat and not s.single_step for s in rows[i].robust)}
+    strong = {i for i in worst if any(s.threat == threat and not s.single_step for s in rows[i].scores)}
     return {i: score for i, score in worst.items() if i in strong or not strong}
 
 
@@ -81,7 +82,8 @@ def judge(rows: Sequence[Row]) -> Verdict:
     threat = threat_of(rows)
     scores = scores_of(rows, threat)
     if not scores:
-        return Verdict(_without_attack(rows))
+        refused = [row for row in rows if row.refused]
+        return Verdict(_unproven(refused, len(rows)) if refused else _without_attack(rows))
     best = max(scores, key=lambda i: (scores[i].accuracy, -rows[i].size))
     near = [i for i in scores if scores[i].accuracy >= scores[best].accuracy - MARGIN - 1e-12]
     pick = min(near, key=lambda i: (rows[i].size, -scores[i].accuracy))
@@ -97,6 +99,12 @@ def judge(rows: Sequence[Row]) -> Verdict:
         else ""
     )
     return Verdict(f"{where}, {said}{doubt}.", threat, pick)
+
+
+def _unproven(refused: Sequence[Row], among: int) -> str:
+    said = "; ".join(f"{quote(row.name)} (failed: {row.audit.reason})" for row in refused if row.audit)
+    lead = "The net is not proven robust" if among == 1 else "No net is proven robust"
+    return f"{lead}, and no accuracy under attack may be claimed: {said}."
 
 
 def _without_attack(rows: Sequence[Row]) -> str:
@@ -148,7 +156,10 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _doubts(row: Row) -> list[str]:
-    return [
+    if row.audit is not None and row.refused:
+        return [f"not proven; its audit failed: {row.audit.reason}. No number of this net counts as robust accuracy."]
+    flags = row.audit.flags if row.audit else ()
+    return [f"the audit raised a flag: {flag}." for flag in flags] + [
         line for check in (_rises_with_eps, _single_step_stronger, _single_step_only) if (line := check(row))
     ]
 
@@ -182,9 +193,9 @@ def _single_step_stronger(row: Row) -> str | None:
 
 
 def _single_step_only(row: Row) -> str | None:
-    if not row.robust:
+    if not row.scores:
         return "no attack was run, so nothing is known about its robustness."
-    if not all(score.single_step for score in row.robust):
+    if not all(score.single_step for score in row.scores):
         return None
     names = " and ".join(dict.fromkeys(score.attack.upper() for score in row.robust))
     reason = "nets that withstand a single step often fall to several"
@@ -202,20 +213,24 @@ def notes_of(rows: Sequence[Row], threat: Threat | None) -> list[str]:
         Lines for below the table.
     """
     scored = scores_of(rows, threat)
-    left_out = ", ".join(row.name for i, row in enumerate(rows) if threat and i not in scored)
+    weak = [row.name for i, row in enumerate(rows) if threat and i not in scored and not row.refused]
+    left_out, refused = ", ".join(weak), ", ".join(row.name for row in rows if row.refused)
     sizes = ", ".join(map(count, sorted({row.count("n") or 0 for row in rows} - {0})))
     attacks = {
-        frozenset(score.key for score in row.robust if score.threat == threat)
+        frozenset(score.key for score in row.scores if score.threat == threat)
         for row in (rows[i] for i in scored)
     }
-    curves = {row.text("curve_attack") for row in rows if row.curve}
+    curves = {row.text("curve_attack") for row in rows if row.curve and not (row.audit and row.audit.curve)}
     threads = ", ".join(sorted({f"{k:.0f}" for row in rows if (k := row.number("latency_ms", "threads"))}))
+    groups, alone = any(row.members for row in rows), any(not row.members for row in rows)
     notes = {
-        "Each row is one trained net: intervals cover the choice of images, not the luck of training.": True,
+        "Rows of several seeds: mean ± standard deviation over the trained nets, largest condition number; "
+        "layers, spectra and pictures are those of the first seed.": groups,
+        f"Each {'other ' if groups else ''}row is one trained net: intervals cover the choice of images, not the "
+        "luck of training.": alone,
+        f"Left out of the verdict, since their audit found nothing proven: {refused}.": bool(refused),
         f"The rows were measured on different numbers of images: {sizes}.": "," in sizes,
-        f"Left out of the verdict, for want of an attack of several steps in its ball: {left_out}.": bool(
-            left_out
-        ),
+        f"Left out of the verdict, for want of an attack of several steps in its ball: {left_out}.": bool(left_out),
         f"Latency was measured with this number of CPU threads: {threads}.": bool(threads),
         "In the ball of the verdict the rows met different attacks; compare with care.": len(attacks) > 1,
         "The curves over ε come from different attacks.": len(curves) > 1,

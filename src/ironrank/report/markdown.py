@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ironrank.report.tables import Cell, Column, Table
+from ironrank.report.cells import Cell, Column, Table
 
 if TYPE_CHECKING:
     from ironrank.report.content import Content

@@ -14,7 +14,8 @@ from ironrank.judge.interval import wilson
 from ironrank.report.drawing import Panel, Plate, legend, line
 from ironrank.report.judge import chance, scores_of
 from ironrank.report.palette import MUTED, PAPER, style
-from ironrank.report.rows import Row, Score, Threat
+from ironrank.report.rows import Row
+from ironrank.report.score import Score, Threat
 from ironrank.report.svg import draw
 from ironrank.report.tables import curve_attacks
 from ironrank.report.text import amount, count, epsilon, is_pixel_step, percent

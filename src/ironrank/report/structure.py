@@ -10,8 +10,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ironrank.report import text
 from ironrank.report.drawing import EDGE, Panel, Plate, legend, line, powers, thin
+from ironrank.report.layer import Layer
 from ironrank.report.palette import INK, RULE, style
-from ironrank.report.rows import Layer, Row
+from ironrank.report.rows import Row
 from ironrank.report.svg import draw
 
 PANELS = 24  # layers that get a panel of their own

@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ironrank.report import text
+from ironrank.report import proofs, text
+from ironrank.report.cells import NO_BREAK, Cell, Column, Table, accuracy, span
 from ironrank.report.judge import Verdict
-from ironrank.report.rows import Layer, Row, Score
+from ironrank.report.layer import Layer
+from ironrank.report.rows import Row
+from ironrank.report.score import Score
 from ironrank.report.training import METRICS, Training
-
-NO_BREAK = "\u00a0"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A header cell: what the numbers are, and their unit."""
-
-    label: str
-    unit: str = ""
-    words: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value and, smaller, what belongs to it: an interval, a ratio."""
-
-    text: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A caption, header cells and rows of cells; the first cell of a row names it."""
-
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    pick: int | None = None
-
 
 def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
     """Return the one table: a line for each net.
@@ -50,11 +22,13 @@ def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
     Returns:
         Accuracies with 95 % intervals, sizes and operations with ratios, latency, conditioning, n and seed.
     """
-    attacks = {score.key: score for row in rows for score in row.robust}
+    attacks = {score.key: score for row in rows if not row.refused for score in row.robust}
     columns = (
         Column("net", words=True),
         Column("clean accuracy", "%"),
         *(Column(score.label, f"accuracy, %, {score.ball}") for score in attacks.values()),
+        proofs.audited_column(rows),
+        proofs.certified_column(rows),
         Column("deployed parameters"),
         Column("stored parameters"),
         Column("multiply-accumulates", "10⁶ per image"),
@@ -65,24 +39,32 @@ def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
         Column("seed", "training, attack" if any("train_seed" in row.raw for row in rows) else ""),
     )
     picked = "" if verdict.pick is None else " The net of the verdict is set in bold."
-    caption = "In small print: 95 % Wilson interval of an accuracy; ratio to the same net with dense layers."
-    return Table(caption + picked, columns, tuple(_line(row, tuple(attacks)) for row in rows), verdict.pick)
+    spread = " ±: standard deviation over seeds." if any(row.members for row in rows) else ""
+    caption = f"In small print: 95 % Wilson interval of an accuracy; ratio to the same net with dense layers.{spread}"
+    body = tuple(_line(row, tuple(attacks), proofs.radius_of(rows)) for row in rows)
+    return Table(caption + picked, columns, body, verdict.pick)
 
 
-def _line(row: Row, attacks: tuple[tuple, ...]) -> tuple[Cell, ...]:
+def _line(row: Row, attacks: tuple[tuple, ...], radius: float | None) -> tuple[Cell, ...]:
     return (
         Cell(row.name),
         accuracy(row.clean_score),
-        *(accuracy(_worst(row, key)) for key in attacks),
+        *(proofs.refusal(row) or accuracy(_worst(row, key)) for key in attacks),
+        proofs.audited(row),
+        proofs.certified(row, radius),
         Cell(text.count(row.size), _of_dense(row, "params_deployed", "params_dense")),
         Cell(text.count(row.count("params_stored")), _of_dense(row, "params_stored", "params_dense")),
         Cell(_scaled(row.count("macs"), 1e6), _of_dense(row, "macs", "macs_dense")),
         Cell(_scaled(row.count("bytes"), 1e3)),
         latency(row),
         Cell(text.significant(row.max_cond)),
-        Cell(text.count(row.count("n"))),
+        Cell(text.count(row.count("n")), _subset(row)),
         Cell(_seeds(row)),
     )
+
+
+def _subset(row: Row) -> str:
+    return "first of the test set" if "first" in row.text("data") else ""
 
 
 def _seeds(row: Row) -> str:
@@ -90,18 +72,10 @@ def _seeds(row: Row) -> str:
     return ", ".join(row.text(key) for key in keys)
 
 
-def accuracy(score: Score | None) -> Cell:
-    """Return an accuracy in percent and its interval, or a dash."""
-    if score is None:
-        return Cell(text.DASH)
-    limits = score.interval
-    return Cell(text.percent(score.accuracy), "" if limits is None else _span(*map(text.percent, limits)))
-
-
 def latency(row: Row) -> Cell:
     """Return the median latency in ms and its quartiles."""
     median, q1, q3 = (row.number("latency_ms", part) for part in ("median", "q1", "q3"))
-    quartiles = "" if q1 is None or q3 is None else _span(text.significant(q1), text.significant(q3))
+    quartiles = "" if q1 is None or q3 is None else span(text.significant(q1), text.significant(q3))
     return Cell(text.significant(median), quartiles)
 
 
@@ -136,7 +110,7 @@ def curves(rows: Sequence[Row]) -> Table | None:
     if not drawn:
         return None
     found = [{round(eps, 6): accuracy for eps, accuracy, _ in row.curve} for row in drawn]
-    columns = (Column("ε", "pixel range 0 to 1"), *(Column(row.name, "%") for row in drawn))
+    columns = (Column("ε", "pixel range 0 to 1"), *(Column(row.label, "%") for row in drawn))
     body = tuple(
         (Cell(text.epsilon(eps)), *(Cell(text.percent(one.get(eps))) for one in found)) for eps in radii
     )
@@ -145,7 +119,11 @@ def curves(rows: Sequence[Row]) -> Table | None:
 
 def curve_attacks(rows: Sequence[Row]) -> str:
     """Return the attacks behind the curves, as a sentence."""
-    names = dict.fromkeys(row.text("curve_attack") for row in rows if row.curve)
+    names = dict.fromkeys(
+        "worst case of the audit" if row.audit and row.audit.curve else row.text("curve_attack")
+        for row in rows
+        if row.curve
+    )
     said = [text.norm(name) if name != text.DASH else "not recorded" for name in names]
     return f"Attack: {'; '.join(said)}."
 
@@ -208,7 +186,3 @@ def _of_dense(row: Row, part: str, whole: str) -> str:
 
 def _scaled(value: int | None, unit: float) -> str:
     return text.significant(None if value is None else value / unit)
-
-
-def _span(low: str, high: str) -> str:
-    return f"[{low},{NO_BREAK}{high}]"
