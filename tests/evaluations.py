@@ -103,6 +103,7 @@ THREE = [
 ]
 
 
+PNG = "data:image/png;base64,"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -112,7 +113,7 @@ class Page(HTMLParser):
     def __init__(self, source):
         super().__init__(convert_charrefs=True)
         self.stack, self.ids, self.loads, self.tags, self.words = [], [], [], [], []
-        self.labels, self.captions, self.figures, self.references = [], 0, 0, []
+        self.labels, self.captions, self.figures, self.references, self.alts = [], 0, 0, [], []
         self.feed(source)
         self.close()
         assert self.stack == []
@@ -130,6 +131,7 @@ class Page(HTMLParser):
             r"#([\w-]+)", " ".join(v or "" for k, v in attrs if k in ("href", "clip-path"))
         )
         self.labels += [found.get("aria-label")] if found.get("role") == "img" else []
+        self.alts += [found.get("alt")] if tag == "img" else []
         assert not any(name.startswith("on") for name in found)
 
     def handle_starttag(self, tag, attrs):
@@ -160,8 +162,9 @@ def page_of(evaluations, runs=None, title="Three nets"):
 def held(page, source):
     """The promises that every page keeps."""
     assert "http:" not in source and "https:" not in source and "url(" not in source.replace("url(#", "")
-    assert "script" not in page.tags and "iframe" not in page.tags and "img" not in page.tags
-    assert page.loads == ["data:,"]
+    assert "script" not in page.tags and "iframe" not in page.tags
+    assert page.loads[0] == "data:," and all(load.startswith(PNG) for load in page.loads[1:])
+    assert len(page.alts) == page.tags.count("img") and all(alt and len(alt) > 15 for alt in page.alts)
     assert len(page.ids) == len(set(page.ids))
     assert set(page.references) <= set(page.ids)
     assert page.figures == page.captions
@@ -170,3 +173,36 @@ def held(page, source):
     assert all(len(drawing) < 150_000 for drawing in re.findall("<svg.*?</svg>", source, re.S))
     assert page.tags.count("h1") == page.tags.count("main") == 1
     assert page.tags.count("table") == page.tags.count("caption")
+
+
+def audited(robust=0.4, failed=(), n=1000, **more):
+    """What an audit writes: a robust accuracy, or nothing where tests failed."""
+    said = "not proven: " + ", ".join(failed) if failed else f"robust accuracy {100 * robust:.1f} %"
+    verdict = {"kind": "not proven" if failed else "robust", "failed": list(failed), "text": said}
+    attack = {"describe": "50 steps", "kind": "gradient", "n": n, "seconds": 2.5}
+    names = ["more steps", "noise never beats gradients", *failed]
+    return {
+        "schema": 1, "name": "net", "target": "net", "level": "standard", "threat": {"norm": "Linf", "eps": EPS},
+        "data": "toy, first 1000 test images", "n": n, "seed": 0, "clean": 0.8,
+        "robust": None if failed else {"accuracy": robust, "interval": [robust - 0.03, robust + 0.03], "attacks": 2},
+        "verdict": verdict,
+        "attacks": [{"name": name, "accuracy": robust + more, **attack} for name, more in (("APGD", 0.02), ("FMN", 0))],
+        "curve": [{"eps": k / 255, "accuracy": max(0.0, 0.8 - 0.05 * k)} for k in (0, 4, 8, 16)],
+        "checks": [{"name": name, "passed": name not in failed, "value": 0.01, "limit": 0.02, "text": f"about {name}"}
+                   for name in names],
+        "flags": [], "universal": {"eps": EPS, "accuracy": 0.7}, "versions": {}, "hardware": {"cpu": "x86"},
+        "command": "ironrank audit net --standard", **more,
+    }  # fmt: skip
+
+
+def certified(*accuracies, **more):
+    """What a certificate says: accuracies at 36/255, 72/255, ..."""
+    found = list(accuracies or (0.5, 0.2, 0.1))
+    return {
+        "schema": 1,
+        "lipschitz": {"global": 12.5, "body": 8.0, "layers": [{"name": "fc1", "bound": 2.0, "method": "Gram"}]},
+        "radii": [36 * (k + 1) / 255 for k in range(len(found))], "certified": found,
+        "interval": [[max(0, a - 0.05), min(1, a + 0.05)] for a in found], "clean": 0.8, "n": 1000,
+        "verdict": "certified" if any(found) else "vacuous", "smoothing": None, "rounding": {"unit": 6e-8},
+        "versions": {}, "command": "ironrank certify net", **more,
+    }  # fmt: skip

@@ -78,7 +78,7 @@ OPTIONS = {
     "evaluate": {"folder", "--which", "--data", "--n", "--norm", "--eps", "--steps", "--restarts", "--seed",
                  "--device", "--latency-runs", "--out", "--json"},
     "export": {"folder"},
-    "report": {"folders", "--html", "--markdown", "--json", "--data", "--title"},
+    "report": {"folders", "--html", "--markdown", "--json", "--card", "--data", "--title", "--group"},
     "bench": {"--net", "--nominal", "--rounds", "--batch", "--tau", "--momentum", "--threads", "--layout",
               "--peak", "--out", "--json"},
 }  # fmt: skip

@@ -33,4 +33,7 @@ def test_demo_trains_judges_and_reports(tmp_path: Path) -> None:
         assert row["form_gap"] < 1e-4
     page = Path(result["report"]).read_text(encoding="utf-8")
     assert all(name in page for name in rows) and page.count("<svg") >= 3
+    assert (
+        page.count('<img src="data:image/png') == 3 * 3 * 6 and "first weights, drawn from the seed" in page
+    )
     assert read_json(tmp_path / "condlr" / "evaluation.json")["name"] == "CondLR, tau 0.1"

@@ -217,21 +217,22 @@ def export(folder: Folder) -> None:
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Run folders.")],
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="The page.")] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="The same as text.")
-    ] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="As text.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The same as data.")] = None,
+    card: Annotated[Path | None, typer.Option("--card", metavar="FILE", help="Card of one net.")] = None,
     data: Data = None,
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="Title of the page.")] = "Comparison",
+    group: Annotated[bool | None, typer.Option("--group/--no-group", help="One row for all seeds.")] = None,
 ) -> None:
     """Compare trained nets in one report, by default report.html; those not judged yet are judged first."""
     from ironrank import verbs
 
-    if html is markdown is as_json is None:
-        html = Path("report.html")
-    made = verbs.report(folders, html=html, markdown=markdown, json=as_json, data=data, title=title)
+    files = {"html": html, "markdown": markdown, "json": as_json, "card": card}
+    if not any(files.values()):
+        files["html"] = Path("report.html")
+    made = verbs.report(folders, **files, data=data, title=title, group=group)
     typer.echo(made.verdict)
-    for path in filter(None, (html, markdown, as_json)):
+    for path in filter(None, files.values()):
         typer.echo(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from ironrank.files import read_json, read_lines, write_json
 from ironrank.judge import evaluate_folder
 from ironrank.judge.named import audit_named
 from ironrank.models import Given, Model
+from ironrank.recipes.command import command_of
 from ironrank.report import Report, build
+from ironrank.report.gather import courses, gather, read_small
+from ironrank.report.rows import unique
 from ironrank.training import Run, decode_run
 from ironrank.training import train as loop
 
@@ -185,35 +189,46 @@ def audit(
 
 
 def report(
-    folders: Sequence[Path],
+    folders: Sequence[Path | str],
     *,
     html: Path | None = None,
     markdown: Path | None = None,
     json: Path | None = None,
+    card: Path | None = None,
     data: Path | str | None = None,
     title: str = "Small, fast and hard to fool",
+    group: bool | None = None,
 ) -> Report:
     """Compare the nets of run folders in one report.
 
     Args:
-        folders: Run folders, in the order of the table; each is judged first where it has no evaluation.json.
+        folders: Run folders, in the order of the table; each is judged first where it has no evaluation.json. What
+            lies in it beside that (audit.json, certificate.json, weakness.json, examples.safetensors) is shown too.
         html: Where to write the page.
         markdown: Where to write the Markdown file.
         json: Where to write the JSON file.
-        data: Folder with the data set, for nets that are judged first.
+        card: Where to write the model card, of one folder.
+        data: Folder with the data set, for nets that are judged first and for examples.
         title: The title of the page.
+        group: Whether folders that differ in their seed alone become one row, mean and standard deviation; None
+            where that is unambiguous.
 
     Returns:
         The report.
     """
-    rows = [_row(Path(folder), data) for folder in folders]
-    runs = [
-        course
-        for row, folder in zip(rows, folders, strict=True)
-        for course in _courses(row["name"], Path(folder))
-    ]
-    made = build(rows, title=title, runs=runs)
-    for path, write in ((html, made.write_html), (markdown, made.write_markdown), (json, made.write_json)):
+    places = [Path(folder) for folder in folders]
+    rows = [gather(folder, _row(folder, data), data) for folder in places]
+    rows = [row | {"trained_by": _trained_by(folder)} for row, folder in zip(rows, places, strict=True)]
+    named = unique(str(row["name"]) for row in rows)
+    runs = [course for name, folder in zip(named, places, strict=True) for course in courses(name, folder)]
+    made = build(rows, title=title, runs=runs, group=group, command=_command(places, title, group))
+    writers = (
+        (html, made.write_html),
+        (markdown, made.write_markdown),
+        (json, made.write_json),
+        (card, made.write_card),
+    )
+    for path, write in writers:
         if path is not None:
             write(path)
     return made
@@ -221,20 +236,21 @@ def report(
 
 def _row(folder: Path, data: Path | str | None) -> dict[str, Any]:
     there = folder / EVALUATION
-    row = read_json(there) if there.is_file() else evaluate(folder, data=None if data is None else str(data))
+    row = read_small(there) if there.is_file() else evaluate(folder, data=None if data is None else str(data))
     if not isinstance(row, dict):
         raise IronrankError(f"{there} holds no evaluation: remove it, or evaluate {folder} again")
-    return {"name": folder.name, **row}
+    return {"name": folder.name or folder.resolve().name, **row}
 
 
-def _courses(name: str, folder: Path) -> list[dict[str, Any]]:
-    """Return the training metrics of a run folder, and of the earlier stages inside it, latest first."""
-    courses, stage = [{"name": name, "metrics": read_lines(folder / LOG)}], folder / "start"
-    while (stage / LOG).is_file():
-        method = decode_run(read_json(stage / "run.json")).method.name
-        courses.append({"name": f"{name}, earlier: {method}", "metrics": read_lines(stage / LOG)})
-        stage = stage / "start"
-    return courses
+def _trained_by(folder: Path) -> str:
+    there = folder / "run.json"
+    command = command_of(decode_run(read_json(there))) if there.is_file() else None
+    return "" if command is None else shlex.join([*shlex.split(command), "--out", str(folder)])
+
+
+def _command(folders: Sequence[Path], title: str, group: bool | None) -> str:
+    choice = [] if group is None else ["--group" if group else "--no-group"]
+    return shlex.join(["ironrank", "report", *map(str, folders), "--title", title, *choice])
 
 
 def check_device(device: str) -> None:

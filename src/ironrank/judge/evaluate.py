@@ -26,6 +26,7 @@ from ironrank.bench.latency import latency
 from ironrank.data import Images
 from ironrank.files import plain_json, read_json, write_json
 from ironrank.judge.accuracy import accuracy, robust_accuracy
+from ironrank.judge.examples import write_examples
 from ironrank.layers import Factored
 from ironrank.linalg import condition_number, orthonormality_error, singular_values
 from ironrank.ranks.cost import count_macs, count_params
@@ -126,7 +127,7 @@ def evaluate_folder(
         device: Where to compute.
         latency_runs: Number of timed batch-1 calls.
         name: Label of the row; by default the folder's name.
-        save: Whether to write ``evaluation.json`` into the folder.
+        save: Whether to write ``evaluation.json`` and ``examples.safetensors`` into the folder.
         model: The dense module of your own that was trained, where the run's model is ``given``; a copy is used.
 
     Returns:
@@ -159,6 +160,7 @@ def evaluate_folder(
     }  # fmt: skip
     if save:
         write_json(folder / "evaluation.json", result)
+        write_examples(folder, for_inference(net), images, pgd, seed)
     return plain_json(result)
 
 

@@ -8,6 +8,7 @@ images prove nothing about the methods.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from rich.console import Console
 from ironrank.attacks import PGD
 from ironrank.data import FashionSmall
 from ironrank.errors import IronrankError, nearest
-from ironrank.files import read_lines
 from ironrank.judge import evaluate_folder
 from ironrank.methods import SVD, CondLR, Dense
 from ironrank.models import LeNet5
@@ -85,6 +85,7 @@ def run_demo(
         ``rows``, the evaluations of the three nets, and ``report``, the path of the page.
     """
     from ironrank.report import build  # drawing is not needed to train
+    from ironrank.report.gather import courses, gather
 
     out = Path(out)
     dense = demo("dense", seed=seed, tiny=tiny)
@@ -92,9 +93,12 @@ def run_demo(
     condlr = demo("condlr", seed=seed, tiny=tiny)
     stages = {"dense": dense, "svd": truncated, "condlr": condlr}
     rows = [_judged(name, run, out / name, console, tiny) for name, run in stages.items()]
-    runs = [{"name": row["name"], "metrics": read_lines(out / name / "metrics.jsonl")}
-            for name, row in zip(stages, rows, strict=True)]  # fmt: skip
-    report = build(rows, title="ironrank demo: Fashion-MNIST, Linf 0.1", runs=runs)
+    whole = [gather(out / name, row) for name, row in zip(stages, rows, strict=True)]
+    runs = [
+        course for name, row in zip(stages, rows, strict=True) for course in courses(row["name"], out / name)
+    ]
+    command = f"ironrank demo --out {shlex.quote(str(out))} --seed {seed}"
+    report = build(whole, title="ironrank demo: Fashion-MNIST, Linf 0.1", runs=runs, command=command)
     report.write_markdown(out / "report.md")
     report.write_json(out / "report.json")
     return {"rows": rows, "verdict": report.verdict, "report": str(report.write_html(out / "report.html"))}

@@ -160,7 +160,7 @@ def _score(where: str, value: object, ball: Threat, n: int | None) -> Score | No
     raw = fields.mapping(f"{where}: robust", value)
     limits = fields.interval(f"{where}: interval", raw.get("interval"))
     accuracy = fields.accuracy(f"{where}: robust accuracy", raw.get("accuracy"))
-    return Score("Audit", ball[0], ball[1], None, None, accuracy, n or None, limits)
+    return Score("Audit, worst case", ball[0], ball[1], None, None, accuracy, n or None, limits)
 
 
 def _line(where: str, item: Mapping[str, Any], n: int | None) -> Line:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ironrank.report import judge, tables, text
+from ironrank.report import fields, group, judge, proofs, tables, text
+from ironrank.report.cells import Table
 from ironrank.report.judge import Verdict
 from ironrank.report.rows import Row
-from ironrank.report.cells import Table
 from ironrank.report.training import Training
 
 FORMAT = "ironrank-report/1"
@@ -22,13 +22,17 @@ class Content:
 
     Attributes:
         title: One line.
-        rows: The evaluated nets.
+        rows: The lines of the report: nets, or several seeds of one setting together.
+        nets: All evaluated nets, each alone.
         runs: Their training metrics; may be empty.
+        command: What made the report; may be empty.
     """
 
     title: str
     rows: tuple[Row, ...]
+    nets: tuple[Row, ...]
     runs: tuple[Training, ...]
+    command: str = ""
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -56,6 +60,62 @@ class Content:
         return [tables.layers(row) for row in self.rows if row.layers]
 
     @property
+    def audits(self) -> Table | None:
+        """The verdicts of the audits."""
+        return proofs.audits(self.nets)
+
+    @property
+    def audit_details(self) -> list[Table]:
+        """Tests, attacks and universal perturbation of every audit."""
+        makers = (proofs.checks, proofs.attacks, proofs.universal)
+        return [table for row in self.nets for make in makers if (table := make(row))]
+
+    @property
+    def certificates(self) -> Table | None:
+        """The certified accuracies."""
+        return proofs.certificates(self.nets)
+
+    @property
+    def bounds(self) -> list[Table]:
+        """The Lipschitz bounds of the layers of every net that has a certificate."""
+        return [
+            table for row in self.nets for make in (proofs.bounds, proofs.rounding) if (table := make(row))
+        ]
+
+    @property
+    def examples(self) -> Table | None:
+        """The adversarial examples in words."""
+        return tables.examples(self.rows)
+
+    @property
+    def captions(self) -> list[str]:
+        """How the examples were made, each way once."""
+        return list(dict.fromkeys(row.examples.caption for row in self.rows if row.examples))
+
+    @property
+    def missing(self) -> list[str]:
+        """What could not be made for a row, and why."""
+        found = ((row, key, row.raw.get(key)) for row in self.rows for key in ("examples", "before"))
+        words = {"examples": "no adversarial examples", "before": "no spectra from before training"}
+        return [
+            f"{row.name}: {words[key]} ({fields.word(value['missing'])})"
+            for row, key, value in found
+            if isinstance(value, dict) and "missing" in value
+        ]
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """Each row of several seeds, and the nets in it."""
+        return [(row.name, ", ".join(net.name for net in row.members)) for row in self.rows if row.members]
+
+    def owner(self, name: str) -> int | None:
+        """Return the place of the row that a net belongs to, by the net's name; None where there is none."""
+        return next(
+            (i for i, row in enumerate(self.rows) if name in {net.name for net in row.members or (row,)}),
+            None,
+        )
+
+    @property
     def curves(self) -> Table | None:
         """The curves as numbers."""
         return tables.curves(self.rows)
@@ -68,18 +128,19 @@ class Content:
     @property
     def provenance(self) -> Table:
         """Data, recipe, method, device and versions of each row."""
-        return tables.provenance(self.rows)
+        return tables.provenance(self.nets)
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """Name and command of every row that recorded its command."""
-        return [(row.name, row.text("command")) for row in self.rows if row.text("command") != text.DASH]
+        """The commands of every net that recorded them, one a line; last that of the report itself."""
+        found = [(net.name, "\n".join(commands)) for net in self.nets if (commands := _commands(net))]
+        return [*found, *([("This report", self.command)] if self.command else [])]
 
     @property
     def attacks(self) -> list[str]:
         """Every attack and ball of the table, once."""
         return list(
-            dict.fromkeys(f"{score.label}: {score.ball}" for row in self.rows for score in row.robust)
+            dict.fromkeys(f"{score.label}: {score.ball}" for row in self.rows for score in row.scores)
         )
 
     @property
@@ -98,6 +159,9 @@ class Content:
             "Deployed parameters are those of the net as it is shipped, stored ones those of the trained "
             "net as it is saved; ratios are to the same net with dense layers. The condition number of a "
             "layer is its largest singular value over the smallest one that its rank keeps; ∞: it is zero.",
+            "An audit runs many attacks of different kinds and counts an image only where none of them wins; it then "
+            "tests its own numbers. Where a test fails, the verdict stands in the place of an accuracy: not proven. A "
+            "certified accuracy is a lower bound: no attack inside the radius, known or not, can go below it.",
         ]
 
     @property
@@ -129,6 +193,7 @@ def data(content: Content) -> dict[str, Any]:
         ``rows`` are the evaluations themselves, with a key ``derived`` beside their own; given to ``build``
         again, they make the same report. Numbers that JSON lacks are the text ``inf`` or ``nan``.
     """
+    spread = {row.name: _spread(row, content) for row in content.rows if row.members}
     return {
         "format": FORMAT,
         "title": content.title,
@@ -137,22 +202,39 @@ def data(content: Content) -> dict[str, Any]:
         "warnings": content.warnings,
         "notes": content.notes,
         "threat_model": content.threat_model,
-        "rows": [
-            {**row.raw, "name": row.name, "derived": _derived(i, content)}
-            for i, row in enumerate(content.rows)
-        ],
+        "rows": [{**net.raw, "name": net.name, "derived": _derived(net, content)} for net in content.nets],
+        "groups": text.plain(spread),
+        "command": content.command,
         "runs": [{"name": run.name, "metrics": list(run.lines)} for run in content.runs],
     }
 
 
-def _derived(place: int, content: Content) -> Mapping[str, Any]:
-    row = content.rows[place]
-    worst = judge.scores_of(content.rows, content.verdict.threat).get(place)
+def _commands(net: Row) -> list[str]:
+    sources = (net.audit, net.certificate, net.weakness)
+    found = [fields.word(net.raw.get(key), "") for key in ("trained_by", "command")]
+    return list(filter(None, [*found, *(source.command for source in sources if source)]))
+
+
+def _spread(row: Row, content: Content) -> Mapping[str, Any]:
+    worst = row.at(content.verdict.threat)
+    return {
+        "members": [net.name for net in row.members],
+        "clean": {"mean": row.clean, "sd": row.clean_sd},
+        "robust_in_ball_of_verdict": None if worst is None else {"mean": worst.accuracy, "sd": worst.sd},
+        "audit": row.audit.said if row.audit else proofs.NOT_AUDITED,
+    }
+
+
+def _derived(row: Row, content: Content) -> Mapping[str, Any]:
+    place = next(i for i, net in enumerate(content.nets) if net is row)
+    score = judge.scores_of(content.nets, content.verdict.threat).get(place)
     return text.plain(
         {
             "clean_interval": row.clean_score.interval,
-            "robust_intervals": [score.interval for score in row.robust],
-            "robust_in_ball_of_verdict": None if worst is None else worst.accuracy,
+            "robust_intervals": [] if row.refused else [score.interval for score in row.robust],
+            "robust_in_ball_of_verdict": None if score is None else score.accuracy,
+            "audit": row.audit.said if row.audit else proofs.NOT_AUDITED,
+            "certificate": _certified(row),
             "params_deployed_of_dense": row.ratio("params_deployed", "params_dense"),
             "params_stored_of_dense": row.ratio("params_stored", "params_dense"),
             "macs_of_dense": row.ratio("macs", "macs_dense"),
@@ -160,11 +242,24 @@ def _derived(place: int, content: Content) -> Mapping[str, Any]:
     )
 
 
+def _certified(row: Row) -> str:
+    if row.certificate is None:
+        return proofs.NO_CERTIFICATE
+    return proofs.VACUOUS if row.certificate.vacuous else "certified"
+
+
 def title_of(title: str) -> str:
     """Return a title on one line that any file format can carry."""
     return " ".join(text.clean(title).split()) or "Report"
 
 
-def content_of(title: str, rows: Sequence[Row], runs: Sequence[Training]) -> Content:
+def content_of(
+    title: str,
+    nets: Sequence[Row],
+    runs: Sequence[Training],
+    grouped: bool | None = None,
+    command: str = "",
+) -> Content:
     """Return the content of a report."""
-    return Content(title_of(title), tuple(rows), tuple(runs))
+    rows = group.grouped(nets, grouped)
+    return Content(title_of(title), rows, tuple(nets), tuple(runs), fields.word(command, ""))

@@ -17,16 +17,21 @@ EPOCHS = 200  # points of a curve
 
 
 def training(runs: Sequence[Training], rows: Sequence[Row]) -> Plate | None:
-    """Return the figure of all metrics that the runs carry, one panel each; None where there are none."""
-    names = dict.fromkeys([row.name for row in rows] + [run.name for run in runs])
-    place = {name: i for i, name in enumerate(names)}
+    """Return the figure of all metrics that the runs carry, one panel each; None where there are none.
+
+    Runs that differ in their seed are drawn alike, as the row that they are in.
+    """
+    place = {net.name: i for i, row in enumerate(rows) for net in (row.members or (row,))}
+    for run in runs:
+        place.setdefault(run.name, max(place.values(), default=-1) + 1)
     drawn = [(place[run.name], run) for run in runs]
     keys = [key for key in METRICS if any(len(run.series(key)) > 1 for run in runs)]
     if not keys:
         return None
     panels = tuple(_panel(key, drawn) for key in keys)
     caption = "One value for each epoch, as the run recorded it."
-    return Plate("training", "", caption, panels, legend((i, run.name) for i, run in drawn))
+    names = {i: rows[i].name if i < len(rows) else run.name for i, run in drawn}
+    return Plate("training", "", caption, panels, legend(names.items()))
 
 
 def _panel(key: str, drawn: list[tuple[int, Training]]) -> Panel:

@@ -48,8 +48,8 @@ def threat_of(rows: Sequence[Row]) -> Threat | None:
 def scores_of(rows: Sequence[Row], threat: Threat | None) -> dict[int, Score]:
     """Return the robust accuracy of the rows in a ball: of each the lowest over its attacks.
 
-    Where one row met an attack of several steps, rows that met single steps only are left out: their number
-    would look better than it is.
+    Where one row was audited, rows that were not are left out, and where one met an attack of several steps, rows
+    that met single steps only: their number would look better than it is.
 
     Args:
         rows: The rows.
@@ -59,8 +59,10 @@ def scores_of(rows: Sequence[Row], threat: Threat | None) -> dict[int, Score]:
         The score of each place of a row that has one.
     """
     worst = {i: score for i, row in enumerate(rows) if (score := row.at(threat))}
+    audited = {i for i in worst if (audit := rows[i].audit) and audit.threat == threat}
     strong = {i for i in worst if any(s.threat == threat and not s.single_step for s in rows[i].scores)}
-    return {i: score for i, score in worst.items() if i in strong or not strong}
+    kept = audited or strong or set(worst)
+    return {i: score for i, score in worst.items() if i in kept}
 
 
 def chance(rows: Sequence[Row]) -> float | None:
@@ -157,7 +159,9 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
 
 def _doubts(row: Row) -> list[str]:
     if row.audit is not None and row.refused:
-        return [f"not proven; its audit failed: {row.audit.reason}. No number of this net counts as robust accuracy."]
+        return [
+            f"not proven; its audit failed: {row.audit.reason}. No number of this net counts as robust accuracy."
+        ]
     flags = row.audit.flags if row.audit else ()
     return [f"the audit raised a flag: {flag}." for flag in flags] + [
         line for check in (_rises_with_eps, _single_step_stronger, _single_step_only) if (line := check(row))
@@ -214,6 +218,7 @@ def notes_of(rows: Sequence[Row], threat: Threat | None) -> list[str]:
     """
     scored = scores_of(rows, threat)
     weak = [row.name for i, row in enumerate(rows) if threat and i not in scored and not row.refused]
+    wanted = "an audit" if any(row.audit for row in rows) else "an attack of several steps"
     left_out, refused = ", ".join(weak), ", ".join(row.name for row in rows if row.refused)
     sizes = ", ".join(map(count, sorted({row.count("n") or 0 for row in rows} - {0})))
     attacks = {
@@ -230,7 +235,7 @@ def notes_of(rows: Sequence[Row], threat: Threat | None) -> list[str]:
         "luck of training.": alone,
         f"Left out of the verdict, since their audit found nothing proven: {refused}.": bool(refused),
         f"The rows were measured on different numbers of images: {sizes}.": "," in sizes,
-        f"Left out of the verdict, for want of an attack of several steps in its ball: {left_out}.": bool(left_out),
+        f"Left out of the verdict, for want of {wanted} in its ball: {left_out}.": bool(left_out),
         f"Latency was measured with this number of CPU threads: {threads}.": bool(threads),
         "In the ball of the verdict the rows met different attacks; compare with care.": len(attacks) > 1,
         "The curves over ε come from different attacks.": len(curves) > 1,

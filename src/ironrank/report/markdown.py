@@ -23,11 +23,12 @@ def render(content: Content) -> str:
     """
     blocks = [f"# {escape(content.title)}", f"**{escape(content.verdict.sentence)}**"]
     blocks += [f"> **Warning.** {escape(line)}" for line in content.warnings]
-    blocks += ["## Results", table(content.overview), bullets(content.notes)]
+    blocks += ["## Results", table(content.overview), bullets(content.notes), bullets(content.missing)]
     blocks += (
         ["## Accuracy against the strength of the attack", table(content.curves)] if content.curves else []
     )
     blocks += ["## Training", table(content.training)] if content.training else []
+    blocks += _proofs(content)
     if content.layers:
         blocks += [
             "## Layers",
@@ -40,8 +41,19 @@ def render(content: Content) -> str:
         bullets(content.attacks),
     ]
     blocks += ["## Versions and commands", table(content.provenance)]
-    blocks += [code(command) for _, command in content.commands]
+    blocks += [block for what, command in content.commands for block in (f"{escape(what)}:", code(command))]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _proofs(content: Content) -> list[str]:
+    found: dict[str, list[Table | None]] = {
+        "## Audits": [content.audits, *content.audit_details],
+        "## Certificates": [content.certificates, *content.bounds],
+        "## Adversarial examples": [content.examples],
+        "## Weakness map": [table for row in content.nets if row.weakness for table in row.weakness.tables],
+    }
+    kept = {title: [table(item) for item in items if item] for title, items in found.items()}
+    return [block for title, blocks in kept.items() if blocks for block in (title, *blocks)]
 
 
 def table(item: Table) -> str:
@@ -70,11 +82,11 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*|\[\]~#])", r"\\\1", line.replace("\r", " "))
 
 
-def code(text: str) -> str:
+def code(text: str, language: str = "sh") -> str:
     """Return a fenced block, with a fence longer than any row of back-ticks inside."""
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import functools
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ironrank.report import course, robustness, structure
+from ironrank.report import course, proofs, robustness, structure
 from ironrank.report.content import Content
 
 
@@ -28,6 +28,8 @@ def render(content: Content) -> str:
         spectra=structure.spectra(rows),
         ranks=structure.ranks(rows),
         training=course.training(content.runs, rows),
+        not_audited=proofs.NOT_AUDITED,
+        no_certificate=proofs.NO_CERTIFICATE,
     )  # fmt: skip
 
 

@@ -17,6 +17,11 @@ INK, MUTED, RULE, PAPER = "#1b1f24", "#5c6670", "#dfe3e8", "#fefefd"
 COLOURS = ("#2245da", "#961713", "#009562", "#b22ea2", "#af8700", "#4d1831")
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2.5), (2, 2), (7, 2, 2, 2))
 MARKERS = "os^DvPX<>pd"
+EARLIER: tuple[tuple[float, ...], ...] = (
+    (1.5, 1.8),
+    (5, 1.8),
+    (5, 1.8, 1.5, 1.8),
+)  # grey lines without markers
 
 VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"} | {
     colour: f"var(--s{i})" for i, colour in enumerate(COLOURS)
@@ -46,6 +51,11 @@ class Style:
         """The sample of this style for a legend, as inline SVG."""
         dash = " ".join(map(str, self.dash)) or "none"
         return _KEY.format(dash=dash, colour=VARIABLES[self.colour], outline=_outline(self.marker))
+
+
+def earlier_key(index: int) -> str:
+    """Return the sample of a grey line of what was before, for a legend, as inline SVG."""
+    return _KEY.format(dash=" ".join(map(str, EARLIER[index])), colour=VARIABLES[MUTED], outline="")
 
 
 def style(index: int) -> Style:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ironrank.report import text
 from ironrank.report.audit import Audit
@@ -24,12 +24,12 @@ def audited(row: Row) -> Cell:
     """Return the audited accuracy of a net, or that nothing is proven, or that nobody looked."""
     if row.audit is None:
         return Cell(NOT_AUDITED)
-    return refusal(row) or accuracy(row.audit.score)
+    return Cell(NOT_PROVEN, row.audit.reason, alarm=True) if row.refused else accuracy(row.audit.score)
 
 
 def refusal(row: Row) -> Cell | None:
     """Return what stands in the place of every robust accuracy of a net whose audit refused it; None for others."""
-    return Cell(NOT_PROVEN, row.audit.reason, alarm=True) if row.audit and row.refused else None
+    return Cell(NOT_PROVEN, alarm=True) if row.refused else None
 
 
 def radius_of(rows: Sequence[Row]) -> float | None:
@@ -106,7 +106,8 @@ def attacks(row: Row) -> Table | None:
     if row.audit is None or not row.audit.attacks:
         return None
     columns = (Column("attack", words=True), Column("settings", words=True), Column("kind", words=True),
-               Column("accuracy left", "%, by this attack alone"), Column("images", "n"), Column("time", "s"))  # fmt: skip
+               Column("accuracy left", "%, by this attack alone"), Column("images", "n"),
+               Column("time", "s"))  # fmt: skip
     body = tuple(
         (Cell(a.name), Cell(a.describe), Cell(a.kind), Cell(text.percent(a.accuracy)), Cell(text.count(a.n)),
          Cell(text.significant(a.seconds)))
@@ -119,7 +120,7 @@ def universal(row: Row) -> Table | None:
     """Return what one perturbation for all images does, or None where it was not sought."""
     if row.audit is None or not row.audit.universal:
         return None
-    return _facts(f"Universal perturbation against {text.quote(row.name)}", row.audit.universal.items())
+    return _facts(f"Universal perturbation against {text.quote(row.name)}", row.audit.universal)
 
 
 def certificates(rows: Sequence[Row]) -> Table | None:
@@ -132,7 +133,9 @@ def certificates(rows: Sequence[Row]) -> Table | None:
                *(Column("certified accuracy", f"%, L2, ε = {text.epsilon(radius)}") for radius in radii),
                Column("Lipschitz bound", "of the logits, L2"), Column("images", "n"))  # fmt: skip
     body = [line for row, proof in found for line in _certificate(row, proof, radii)]
-    caption = "Certified accuracy: the share of images that no attack inside the radius can turn; a lower bound."
+    caption = (
+        "Certified accuracy: the share of images that no attack inside the radius can turn; a lower bound."
+    )
     return Table(caption, columns, tuple(body))
 
 
@@ -157,10 +160,19 @@ def bounds(row: Row) -> Table | None:
     if row.certificate is None or not row.certificate.layers:
         return None
     columns = (Column("layer", words=True), Column("bound", "on its L2 gain"), Column("found by", words=True))
-    body = tuple((Cell(b.name), Cell(text.significant(b.bound)), Cell(b.method)) for b in row.certificate.layers)
+    body = tuple(
+        (Cell(b.name), Cell(text.significant(b.bound)), Cell(b.method)) for b in row.certificate.layers
+    )
     return Table(f"Lipschitz bounds of the layers of {text.quote(row.name)}", columns, body)
 
 
-def _facts(caption: str, items: Sequence[tuple[str, str]] | object) -> Table:
+def rounding(row: Row) -> Table | None:
+    """Return how the certificate of one net counts rounding errors, or None where it does not say."""
+    if row.certificate is None or not row.certificate.rounding:
+        return None
+    return _facts(f"Rounding in the certificate of {text.quote(row.name)}", row.certificate.rounding)
+
+
+def _facts(caption: str, items: Mapping[str, str]) -> Table:
     columns = (Column("what", words=True), Column("value"))
-    return Table(caption, columns, tuple((Cell(name), Cell(value)) for name, value in items))  # type: ignore[attr-defined]
+    return Table(caption, columns, tuple((Cell(name), Cell(value)) for name, value in items.items()))

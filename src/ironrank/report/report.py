@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ironrank.files import write_text
-from ironrank.report import content, markdown, page, rows, training
+from ironrank.report import card, content, markdown, page, rows, training
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Report:
         """Return the tables and the numbers of the figures as Markdown."""
         return markdown.render(self.content)
 
+    def card(self) -> str:
+        """Return a model card of the one net of the report, in Markdown with a header of metadata."""
+        return card.render(self.content)
+
     def data(self) -> dict[str, Any]:
         """Return everything as plain JSON values; its ``rows`` can be given to `build` again."""
         return content.data(self.content)
@@ -66,6 +70,17 @@ class Report:
         """
         return _write(path, self.markdown())
 
+    def write_card(self, path: Path | str) -> Path:
+        """Write the model card of the one net of the report.
+
+        Args:
+            path: Where to; an existing file is replaced in one step.
+
+        Returns:
+            The path.
+        """
+        return _write(path, self.card())
+
     def write_json(self, path: Path | str) -> Path:
         """Write the JSON file.
 
@@ -88,6 +103,8 @@ def build(
     *,
     title: str,
     runs: Sequence[Mapping[str, Any]] | None = None,
+    group: bool | None = None,
+    command: str = "",
 ) -> Report:
     """Build a report that compares evaluated nets.
 
@@ -98,6 +115,9 @@ def build(
         title: The title of the page.
         runs: Training metrics, for the curves: dicts with ``name`` (of the row) and ``metrics`` (the lines of
             ``metrics.jsonl``: ``epoch``, ``loss``, ``lr``, ``val_clean``, ``val_robust``, ``max_cond`` ...).
+        group: Whether evaluations whose ``setting`` is the same become one row, mean and standard deviation over
+            seeds; None where that is unambiguous (see `ironrank.report.group`).
+        command: The command that makes the report, to be shown in it.
 
     Returns:
         The report.
@@ -108,4 +128,4 @@ def build(
         >>> build([net], title="One net").verdict[:29]
         'Under attack (L∞, ε = 8/255),'
     """
-    return Report(content.content_of(title, rows.read(evaluations), training.read(runs)))
+    return Report(content.content_of(title, rows.read(evaluations), training.read(runs), group, command))

@@ -32,12 +32,13 @@ def accuracy_against_eps(rows: Sequence[Row]) -> Plate | None:
     banded = len(drawn) <= FEW and any(n for _, row in drawn for _, _, n in row.curve)
     caption = curve_attacks(rows)
     caption += " Bands: 95 % Wilson interval." if banded else ""
+    caption += " Mean over seeds." if any(row.members for _, row in drawn) else ""
     caption += "" if guess is None else f" Dotted line: chance, {percent(guess)} %."
     alt = (
         f"Line chart of accuracy against the radius of the ball: {'; '.join(_ends(row) for _, row in drawn)}."
     )
     svg = draw("eps", partial(_curves, drawn=drawn, guess=guess))
-    keys = legend((i, row.name) for i, row in drawn)
+    keys = legend((i, row.label) for i, row in drawn)
     return Plate("eps", "Accuracy against the strength of the attack", caption, (Panel("", alt, svg),), keys)
 
 
@@ -86,9 +87,14 @@ def size_against_robustness(rows: Sequence[Row], threat: Threat | None) -> Plate
     points = {i: (float(row.size), 100 * score.accuracy) for i, row, score in drawn}
     best = [points[i] for i in front(points)]
     caption = (
-        f"Robust accuracy: the lowest over all attacks inside {drawn[0][2].ball}; bars: 95 % Wilson "
-        "interval. Up and to the left is better. Dashed: the front; no net beats those on it in both."
+        f"Robust accuracy: the lowest over all attacks inside {drawn[0][2].ball}; bars: {_bars(drawn)}. "
+        "Up and to the left is better. Dashed: the front; no net beats those on it in both."
     )
+    refused = ", ".join(row.name for row in rows if row.refused)
+    caption += (
+        f" {len(rows) - len(drawn)} of {len(rows)} rows are not drawn." if len(drawn) < len(rows) else ""
+    )
+    caption += f" Left out, since nothing is proven: {refused}." if refused else ""
     found = [
         f"{row.name} {count(row.size)} parameters, {percent(score.accuracy)} %" for _, row, score in drawn
     ]
@@ -96,6 +102,12 @@ def size_against_robustness(rows: Sequence[Row], threat: Threat | None) -> Plate
     svg = draw("size", partial(_scatter, drawn=drawn, best=best))
     keys = legend((i, row.name) for i, row, _ in drawn)
     return Plate("size", "Size against robustness", caption, (Panel("", alt, svg),), keys)
+
+
+def _bars(drawn: Sequence[tuple[int, Row, Score]]) -> str:
+    kinds = {score.sd is None for _, _, score in drawn}
+    said = {True: "95 % interval", False: "one standard deviation over seeds"}
+    return ", of several seeds ".join(said[kind] for kind in sorted(kinds, reverse=True))
 
 
 def front(points: Mapping[int, tuple[float, float]]) -> list[int]:

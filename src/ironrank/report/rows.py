@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ironrank.errors import IronrankError
-from ironrank.report import audit, certificate, fields, layer, text
+from ironrank.report import audit, certificate, fields, layer, pictures, text, weakness
 from ironrank.report.audit import Audit
 from ironrank.report.certificate import Certificate
 from ironrank.report.layer import Layer
+from ironrank.report.pictures import Examples
 from ironrank.report.score import Score, Threat
+from ironrank.report.weakness import Weakness
 
 REQUIRED = ("clean", "robust", "params_deployed")
+
+
+@dataclass(frozen=True)
+class Before:
+    """The layers of the net that a training began with, and what that was."""
+
+    what: str
+    layers: tuple[Layer, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,9 @@ class Row:
     raw: Mapping[str, Any]
     audit: Audit | None = None
     certificate: Certificate | None = None
+    weakness: Weakness | None = None
+    examples: Examples | None = None
+    before: Before | None = None
     clean_sd: float | None = None
     members: tuple[Row, ...] = ()
 
@@ -156,7 +169,10 @@ def unique(names: Iterable[str]) -> list[str]:
 
 
 def _row(name: str, item: Mapping[str, Any]) -> Row:
-    raw = text.plain(item)
+    try:
+        raw = text.plain(item)
+    except RecursionError:
+        raise IronrankError(f"evaluation '{name}' is nested too deeply: make its files again") from None
     missing = [key for key in REQUIRED if raw.get(key) is None]
     if missing:
         raise IronrankError(f"evaluation '{name}' lacks {', '.join(missing)}: evaluate the net again")
@@ -174,7 +190,25 @@ def _row(name: str, item: Mapping[str, Any]) -> Row:
     proof = certificate.read(f"certificate of '{name}'", raw.get("certificate"))
     if judged is not None and judged.curve:
         curve = judged.curve
-    return Row(name, clean, robust, curve, tuple(map(layer.read, layers)), raw, judged, proof)
+    return Row(
+        name, clean, robust, curve, tuple(map(layer.read, layers)), raw, judged, proof,
+        weakness=weakness.read(f"weakness map of '{name}'", raw.get("weakness")),
+        examples=pictures.read(f"examples of '{name}'", _there(raw, "examples")),
+        before=_before(f"first weights of '{name}'", _there(raw, "before")),
+    )  # fmt: skip
+
+
+def _there(raw: Mapping[str, Any], key: str) -> Any:
+    value = raw.get(key)
+    return None if isinstance(value, dict) and "missing" in value else value
+
+
+def _before(where: str, value: object) -> Before | None:
+    if value is None:
+        return None
+    raw = fields.mapping(where, value)
+    found = fields.dicts(f"{where}: layers", raw.get("layers") or [])
+    return Before(fields.word(raw.get("what")), tuple(map(layer.read, found)))
 
 
 def _score(name: str, entry: Mapping[str, Any], n: int | None) -> Score:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ironrank.report import text
 from ironrank.judge.interval import wilson
+from ironrank.report import text
 
 SINGLE_STEP = ("fgsm", "n-fgsm", "nfgsm", "rs-fgsm")
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from ironrank.report import text
 from ironrank.report.drawing import EDGE, Panel, Plate, legend, line, powers, thin
 from ironrank.report.layer import Layer
-from ironrank.report.palette import INK, RULE, style
+from ironrank.report.palette import EARLIER, INK, MUTED, RULE, earlier_key, style
 from ironrank.report.rows import Row
 from ironrank.report.svg import draw
 
@@ -26,21 +26,40 @@ Spectrum = list[tuple[int, float]]
 def spectra(rows: Sequence[Row]) -> Plate | None:
     """Return the figure of singular values of layers that several rows share; None where there are none."""
     shared = _shared(rows)
-    drawn = list(shared.items())[:PANELS]
+    drawn, first = list(shared.items())[:PANELS], _first(rows)
     if not drawn:
         return None
     floor = min(values[-1][1] for _, lines in drawn for _, values in lines)
-    panels = [_spectrum(k, name, shape, lines, floor) for k, ((name, shape), lines) in enumerate(drawn)]
+    panels = [
+        _spectrum(k, name, shape, lines, floor, [one[1].get((name, shape), []) for one in first])
+        for k, ((name, shape), lines) in enumerate(drawn)
+    ]
     rest = f" The first {len(drawn)} of {len(shared)} layers; the JSON file has all numbers."
     rest = rest if len(shared) > len(drawn) else ""
     caption = (
         "Singular values σₖ of each layer over the largest one, σ₁; both axes logarithmic. A line that "
-        f"stays high is well conditioned; a line that ends early has low rank.{rest}"
+        "stays high is well conditioned; a line that ends early has low rank."
     )
+    caption += " Grey: the same layer before training." if first else ""
     seen = sorted({i for _, lines in drawn for i, _ in lines})
-    return Plate(
-        "spectra", "Singular values", caption, tuple(panels), legend((i, rows[i].name) for i in seen)
-    )
+    keys = legend((i, rows[i].name) for i in seen)
+    keys += tuple((said, earlier_key(k)) for k, (said, _) in enumerate(first))
+    return Plate("spectra", "Singular values, before and after", caption + rest, tuple(panels), keys)
+
+
+def _first(rows: Sequence[Row]) -> list[tuple[str, dict[tuple[str, tuple[int, ...]], Spectrum]]]:
+    """Return what the trainings began with, each net once: words for the legend, and its spectra."""
+    found: dict[str, tuple[list[str], Row]] = {}
+    for row in rows:
+        if row.before is not None:
+            same = repr([[f"{s:.4g}" for s in layer.singular_values[:8]] for layer in row.before.layers])
+            found.setdefault(same, ([], row))[0].append(row.name)
+    return [
+        (f"before {', '.join(map(text.quote, names))}: {row.before.what}",
+         {(layer.name, layer.shape): _normal(layer.singular_values) for layer in row.before.layers})
+        for names, row in list(found.values())[: len(EARLIER)]
+        if row.before is not None
+    ]  # fmt: skip
 
 
 def _shared(rows: Sequence[Row]) -> dict[tuple[str, tuple[int, ...]], list[tuple[int, Spectrum]]]:
@@ -58,21 +77,32 @@ def _normal(values: tuple[float, ...]) -> Spectrum:
 
 
 def _spectrum(
-    place: int, name: str, shape: tuple[int, ...], lines: list[tuple[int, Spectrum]], floor: float
+    place: int,
+    name: str,
+    shape: tuple[int, ...],
+    lines: list[tuple[int, Spectrum]],
+    floor: float,
+    first: list[Spectrum],
 ) -> Panel:
     ends = ", ".join(text.significant(values[-1][1]) for _, values in lines)
     alt = f"Singular values of layer {name}, {len(lines)} lines; smallest over largest: {ends}."
-    svg = draw(f"spectrum{place}", partial(_spectrum_axes, lines=lines, floor=floor), 225, 165)
+    svg = draw(f"spectrum{place}", partial(_spectrum_axes, lines=lines, floor=floor, first=first), 225, 165)
     return Panel(f"{name}, {text.shape(shape)}" if shape else name, alt, svg)
 
 
-def _spectrum_axes(axes: Axes, lines: list[tuple[int, Spectrum]], floor: float) -> None:
+def _spectrum_axes(
+    axes: Axes, lines: list[tuple[int, Spectrum]], floor: float, first: list[Spectrum]
+) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for k, values in enumerate(first):
+        kept = [values[i] for i in thin(len(values), POINTS, geometric=True)] if values else []
+        axes.plot([i for i, _ in kept], [share for _, share in kept], color=MUTED, linewidth=1.1,
+                  linestyle=(0, EARLIER[k]), zorder=1.5)  # fmt: skip
     for i, values in lines:
         kept = [values[k] for k in thin(len(values), POINTS, geometric=True)]
         line(axes, [k for k, _ in kept], [share for _, share in kept], i, sparse=True)
-    longest = max(values[-1][0] for _, values in lines)
+    longest = max(values[-1][0] for values in [*(v for _, v in lines), *filter(None, first)])
     axes.set_ylim(min(0.08, 0.6 * floor), 1.7)
     axes.set_xlim(0.9, 1.2 * max(2, longest))
     axes.xaxis.set_major_locator(FixedLocator([4**k for k in range(12) if 4**k <= 1.1 * longest]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ironrank.report import proofs, text
 from ironrank.report.cells import NO_BREAK, Cell, Column, Table, accuracy, span
@@ -11,6 +11,7 @@ from ironrank.report.layer import Layer
 from ironrank.report.rows import Row
 from ironrank.report.score import Score
 from ironrank.report.training import METRICS, Training
+
 
 def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
     """Return the one table: a line for each net.
@@ -87,18 +88,23 @@ def layers(row: Row) -> Table:
         Column("shape", f"out {text.TIMES} in ..."),
         Column("rank", "of full rank"),
         Column("condition number", "σ₁ / σᵣ"),
+        *([Column("before training", "σ₁ / σₘᵢₙ")] if row.before else []),
         Column("orthonormality error", "of the bases"),
     )
-    return Table(f"Layers of {text.quote(row.name)}", columns, tuple(_layer(layer) for layer in row.layers))
+    first = None if row.before is None else {layer.name: layer.cond for layer in row.before.layers}
+    said = f"; before training: {row.before.what}" if row.before else ""
+    body = tuple(_layer(layer, first) for layer in row.layers)
+    return Table(f"Layers of {text.quote(row.name)}{said}", columns, body)
 
 
-def _layer(layer: Layer) -> tuple[Cell, ...]:
+def _layer(layer: Layer, first: Mapping[str, float | None] | None) -> tuple[Cell, ...]:
     return (
         Cell(layer.name),
         Cell(layer.kind),
         Cell(text.shape(layer.shape)),
         Cell(text.counts(layer.rank), f"of {text.counts(layer.full_rank)}" if layer.full_rank else ""),
         Cell(text.significant(layer.cond)),
+        *([] if first is None else [Cell(text.significant(first.get(layer.name)))]),
         Cell(text.significant(layer.orthonormality_error)),
     )
 
@@ -154,6 +160,16 @@ def _last(run: Training, key: str) -> Cell:
     if not series:
         return Cell(text.DASH)
     return Cell(text.percent(series[-1][1]) if METRICS[key].percent else text.significant(series[-1][1]))
+
+
+def examples(rows: Sequence[Row]) -> Table | None:
+    """Return the adversarial examples in words, or None where no row has any."""
+    columns = (Column("net", words=True), Column("test image"), Column("class"), Column("read as"),
+               Column("under attack"), Column("largest change", "pixel range 0 to 1"))  # fmt: skip
+    body = tuple(
+        (Cell(row.name), *map(Cell, line)) for row in rows if row.examples for line in row.examples.lines
+    )
+    return Table("Adversarial examples in numbers.", columns, body) if body else None
 
 
 def provenance(rows: Sequence[Row]) -> Table:

@@ -25,8 +25,10 @@ class Metric:
 METRICS = {
     "loss": Metric("training loss"),
     "val_clean": Metric("clean validation accuracy", "%", percent=True),
-    "val_robust": Metric("robust validation accuracy", "%", percent=True),
+    "val_robust": Metric("validation accuracy under attack", "%", percent=True),
     "max_cond": Metric("largest condition number", "σ₁ / σᵣ", log=True),
+    "rank": Metric("rank"),
+    "ratio": Metric("size of the dense net over that of the present ranks", "times"),
     "primal": Metric("primal residual of ADMM", "|W - Z| by |W|"),
     "dual": Metric("dual residual of ADMM"),
     "lr": Metric("learning rate"),
