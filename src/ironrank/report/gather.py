@@ -18,8 +18,8 @@ from ironrank.errors import IronrankError
 from ironrank.files import read_json, read_lines, read_tensors
 from ironrank.judge.before import before
 from ironrank.judge.evaluate import for_inference
-from ironrank.judge.examples import FILE, write_examples
-from ironrank.report import pictures, weakness
+from ironrank.judge.examples import AMONG, FILE, examples, facts
+from ironrank.report import pictures, text, weakness
 from ironrank.training.run import Run, decode_run
 
 AUDIT, CERTIFICATE, WEAKNESS, LOG, RUN = (
@@ -99,31 +99,36 @@ def _arrays(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _examples(folder: Path, evaluation: Mapping[str, Any], data: Path | str | None) -> dict[str, Any]:
     if not (folder / FILE).is_file():
-        _draw(folder, evaluation, data)
+        return _drawn_now(folder, evaluation, data)
     arrays, notes = _arrays(folder / FILE)
     try:
-        facts = json.loads(notes.get("examples", ""))
+        known = json.loads(notes.get("examples", ""))
     except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
+        known = None
+    if not isinstance(known, dict):
         raise IronrankError(
             f"{folder / FILE} does not say which attack made it: remove it, or evaluate again"
         )
-    return pictures.drawn(arrays, facts)
+    return pictures.drawn(arrays, known)
 
 
-def _draw(folder: Path, evaluation: Mapping[str, Any], data: Path | str | None) -> None:
+def _drawn_now(folder: Path, evaluation: Mapping[str, Any], data: Path | str | None) -> dict[str, Any]:
     run = decode_run(read_json(folder / RUN))
     images = (run.data if data is None else dataclasses.replace(run.data, folder=str(data))).load("test")
-    write_examples(folder, for_inference(load_model(folder)), images, _judged(run, evaluation))
+    images = images.first(text.whole(evaluation.get("n")) or len(images))
+    attack, seed = _judged(run, evaluation), text.whole(evaluation.get("seed")) or 0
+    found = examples(for_inference(load_model(folder)), images, attack, seed=seed)
+    arrays = {name: tensor.numpy() for name, tensor in found.items()}
+    return pictures.drawn(arrays, facts(attack, seed, min(AMONG, len(images))))
 
 
 def _judged(run: Run, evaluation: Mapping[str, Any]) -> PGD:
-    """Return PGD in the ball that the net was judged in."""
+    """Return the strongest attack that the net was judged by: PGD in the last ball."""
     entries = evaluation.get("robust")
     last = entries[-1] if isinstance(entries, list) and entries and isinstance(entries[-1], dict) else {}
+    steps, restarts = (text.whole(last.get(key)) for key in ("steps", "restarts"))
     norm, eps = last.get("norm", run.validate.norm), last.get("eps", run.validate.eps)
-    return PGD(norm=norm, eps=eps, steps=20)
+    return PGD(norm=norm, eps=eps, steps=steps or 20, restarts=restarts or 1)
 
 
 def setting(folder: Path, stages: int = STAGES) -> dict[str, Any]:
