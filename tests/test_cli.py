@@ -180,7 +180,7 @@ def test_list_tells_default_bounds_and_paper() -> None:
     assert rows["exclude"]["allowed"] == "list of texts"
     assert rows["centre"]["allowed"] == "mean, rms"
     rows = {row["field"]: row for row in catalog.settings_of("run", "run")["settings"]}
-    assert rows["method"]["allowed"] == "dense, svd, uv, condlr, cstar"
+    assert rows["method"]["allowed"] == ", ".join(METHODS)
     assert rows["channels_last"]["allowed"] == "true, false"
     assert rows["start"]["allowed"] == "text, none"
     assert "recipe" not in rows

@@ -49,6 +49,10 @@ def test_every_recipe_takes_the_usual_arguments(name: str) -> None:
     if name.startswith("cstar/"):
         assert build_run(name, ["mode=dense", "ratio=4", "epochs=3", "seed=7"]).epochs == 3
         return
+    if name.startswith("orthogonal/"):  # of full size: no compression to ask for
+        run = build_run(name, ["mode=srip", "epochs=3", "seed=7"])
+        assert (run.method.kind, run.epochs, run.seed) == ("srip", 3, 7)
+        return
     run = build_run(name, ["mode=condlr", "nominal=50", "tau=0.5", "epochs=3", "seed=7"])
     assert (run.method.keep, run.method.tau, run.epochs, run.seed) == (0.5, 0.5, 3, 7)
     assert isinstance(build_run(name, ["mode=dense"]).method, Dense)

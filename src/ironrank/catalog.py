@@ -46,8 +46,8 @@ def members(family: str | None = None) -> dict[str, dict[str, str]]:
         Descriptions by family and name; a family that does not exist raises an `IronrankError`.
 
     Example:
-        >>> list(members("attacks")["attacks"])
-        ['fgsm', 'fgsm-rs', 'n-fgsm', 'pgd', 'low-rank-pgd']
+        >>> list(members("schedules")["schedules"])
+        ['constant', 'steps', 'cosine', 'one-cycle']
     """
     chosen = [_family(family)] if family else list(CATALOG)
     return {name: {key: _describe(name, item) for key, item in CATALOG[name].items()} for name in chosen}
