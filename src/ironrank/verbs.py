@@ -12,11 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from ironrank.artifact import WHICH
+from ironrank.certificates.folders import certify_folder
 from ironrank.compression import compress_run
 from ironrank.config import parse
 from ironrank.errors import IronrankError
 from ironrank.files import read_json, read_lines, write_json
 from ironrank.judge import evaluate_folder
+from ironrank.judge.folders import weakness_folder
 from ironrank.judge.named import audit_named
 from ironrank.models import Given, Model
 from ironrank.recipes.command import command_of
@@ -186,6 +188,38 @@ def audit(
         raise IronrankError(f"audit with --{' and --'.join(asked)}: one level is needed")
     radius = None if eps is None else parse(eps, float, "eps")
     return audit_named(what, eps=radius, level=(asked or ["quick"])[0], device=device, **options)
+
+
+def certify(folder: Path | str, *, radii: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
+    """Certify the net of a run folder.
+
+    Args:
+        folder: The run folder.
+        radii: Radii in L2, with commas, such as ``"36/255,72/255"``.
+        device: Torch device.
+        **options: Further arguments of `ironrank.certificates.folders.certify_folder`.
+
+    Returns:
+        What `ironrank.certificates.folders.certify_folder` returns.
+    """
+    check_device(device)
+    return certify_folder(folder, radii=parse(radii, tuple[float, ...], "radii"), device=device, **options)
+
+
+def weakness(folder: Path | str, *, eps: str, device: str = "cpu", **options: Any) -> dict[str, Any]:
+    """Map the sensitivity of the net of a run folder.
+
+    Args:
+        folder: The run folder.
+        eps: Radius of the universal perturbation, such as ``"8/255"``.
+        device: Torch device.
+        **options: Further arguments of `ironrank.judge.folders.weakness_folder`.
+
+    Returns:
+        What `ironrank.judge.folders.weakness_folder` returns.
+    """
+    check_device(device)
+    return weakness_folder(folder, eps=parse(eps, float, "eps"), device=device, **options)
 
 
 def report(
