@@ -267,7 +267,7 @@ def test_an_interrupt_says_how_to_go_on(run, mnist: str, tmp_path: Path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Job, "epoch", interrupted)
+        patch.setattr(loop.Job, "epoch", interrupted)
         code, out, err = run(*train(mnist, tmp_path / "a", "--quiet"))
     assert (code, out, err.count("\n")) == (130, "", 1)
     assert err.startswith("stopped;") and str(tmp_path / "a") in err and "--resume" in err

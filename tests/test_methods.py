@@ -400,7 +400,7 @@ class SketchReplacing(Method):
         return factorize(copy.deepcopy(model), 0.5)
 
 
-# DEFECT training/loop.py, _Job.finish: what `finish` returns is used for last.safetensors only; without held-out images
+# DEFECT training/loop.py, Job.finish: what `finish` returns is used for last.safetensors only; without held-out images
 # model.safetensors, and always layout.json, come from the unfinished self.model. Mend: self.model = method.finish(...).
 @pytest.mark.parametrize("validation", [0.25, 0.0])
 def test_finish_may_return_a_new_module(validation, mnist, tmp_path, monkeypatch):
@@ -431,7 +431,7 @@ class SketchStateful(Method):
         return model
 
 
-# DEFECT training/loop.py, _Job.finish: the best weights are finished with the state of the last epoch (an ADMM's Z, a
+# DEFECT training/loop.py, Job.finish: the best weights are finished with the state of the last epoch (an ADMM's Z, a
 # mask); they need the state of their own epoch. Mend: keep the state beside best.partial.safetensors.
 def test_the_best_weights_are_finished_with_their_own_state(mnist, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, SketchStateful.name, SketchStateful)
@@ -457,7 +457,7 @@ class SketchDrawing(Method):
         return loss
 
 
-# DEFECT training/loop.py, _Job.step: the seed of the step is set inside `backward` only, so what a method draws before
+# DEFECT training/loop.py, Job.step: the seed of the step is set inside `backward` only, so what a method draws before
 # it depends on what came before, and a resumed run differs. Mend: seed at the start of `step` too.
 def test_a_method_may_draw_random_numbers(mnist, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, SketchDrawing.name, SketchDrawing)

@@ -77,7 +77,7 @@ class Told:
 def main(meeting: str, mnist: str, out: str, rank: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    told, entries, (epoch, take_up) = Told(rank), [], (loop._Job.epoch, loop._Job.take_up)
+    told, entries, (epoch, take_up) = Told(rank), [], (loop.Job.epoch, loop.Job.take_up)
     loop.look, loop.robust_accuracy = told.look, told.robust
 
     def late(job):
@@ -91,7 +91,7 @@ def main(meeting: str, mnist: str, out: str, rank: int) -> None:
             {"objective": job.objective.describe(), "lines": job.progress.lines, "buffers": statistics}
         )
 
-    loop._Job.take_up, loop._Job.epoch = late, watched
+    loop.Job.take_up, loop.Job.epoch = late, watched
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
     run = tiny_run(mnist, model=Given(), objective=Madry(attack=FGSM(eps=0.05)), epochs=9, batch_size=16,

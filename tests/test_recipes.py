@@ -252,8 +252,8 @@ def test_ratios_and_epochs_out_of_range_are_refused():
     recipe = RECIPES["cstar/lenet5-mnist"]
     for words, change in {
         "ratio=1: allowed is above 1": {"ratio": 1},
-        "epochs=2: mode 'cstar' has 3 stages": {"epochs": 2},
-        "epochs=1: mode 'svd' has 2 stages": {"epochs": 1, "mode": "svd"},
+        "epochs=2: method 'cstar' has 3 stages": {"epochs": 2},
+        "epochs=1: method 'svd' has 2 stages": {"epochs": 1, "mode": "svd"},
         "rank 1 everywhere": {"ratio": 1000, "mode": "condlr"},
         "the narrowest has": {"ratio": 100000, "mode": "narrow"},
     }.items():

@@ -433,7 +433,7 @@ def test_a_start_that_does_not_fit_is_refused(mnist, tmp_path):
 # ---- numbers that blow up
 
 
-# DEFECT training/loop.py, _Job.step: where the weights stop being finite inside `method.step` (CondLR's clamp), torch's
+# DEFECT training/loop.py, Job.step: where the weights stop being finite inside `method.step` (CondLR's clamp), torch's
 # LinAlgError reaches the user. Mend: catch torch.linalg.LinAlgError there and say what `_blown_up` says.
 @pytest.mark.parametrize("method", [*METHOD_CASES, "condlr-0"])
 @pytest.mark.parametrize("lr", [100.0, 1e30])

@@ -33,14 +33,18 @@ from ironrank.training import Run, train
 Cell = tuple[str, Run]
 Judge = Callable[[Path, Run], dict[str, Any]]  # of a trained cell: its folder and its run
 Say = Callable[[str], None]
+Fail = Callable[[Path, IronrankError], None]  # of a cell that cannot be trained: its folder and why
 
 JUDGED, TRAINED, TAKEN = "judged.json", "last.safetensors", ".taken"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PAUSE = 2.0  # seconds between two looks at what others hold
+LOOK = 0.2  # seconds between two looks at processes that run
 PATIENCE = 5.0  # seconds that processes are given to stop by themselves
 
 
-def work(out: Path, cells: Iterable[Cell], judge: Judge, say: Say = lambda _: None) -> None:
+def work(
+    out: Path, cells: Iterable[Cell], judge: Judge, say: Say = lambda _: None, fail: Fail | None = None
+) -> None:
     """Train and judge all cells that are free, until each is done or in the hands of another process.
 
     Args:
@@ -48,13 +52,24 @@ def work(out: Path, cells: Iterable[Cell], judge: Judge, say: Say = lambda _: No
         cells: Names and runs.
         judge: Returns what is kept of a trained cell.
         say: Is told of each finished cell, in a few words.
+        fail: Is told of each cell that cannot be trained or judged, and the others go on; without it all end.
 
     Raises:
         IronrankError: If a cell cannot be trained or judged.
     """
+
+    def ended(name: str, run: Run) -> bool:
+        try:
+            return take(out / name, run, judge, say)
+        except IronrankError as error:
+            if fail is None:
+                raise
+            fail(out / name, error)
+            return True
+
     waiting = list(cells)
     while waiting:
-        left = [(name, run) for name, run in waiting if not take(out / name, run, judge, say)]
+        left = [(name, run) for name, run in waiting if not ended(name, run)]
         if len(left) == len(waiting):  # all of them start from stages that others are training
             time.sleep(PAUSE)
         waiting = left
@@ -188,12 +203,13 @@ def release(out: Path) -> None:
             shutil.rmtree(mark, ignore_errors=True)
 
 
-def side_by_side(command: Sequence[str], jobs: int) -> None:
+def side_by_side(command: Sequence[str], jobs: int, look: Callable[[], None] = lambda: None) -> None:
     """Run a command in several processes of one thread each, and wait for all of them.
 
     Args:
         command: The command; it takes what is free.
         jobs: Number of processes.
+        look: Is called every now and then while they run, and at the end.
 
     Raises:
         IronrankError: If one of them failed.
@@ -201,7 +217,10 @@ def side_by_side(command: Sequence[str], jobs: int) -> None:
     """
     workers = [subprocess.Popen(command, env=os.environ | ONE_THREAD) for _ in range(jobs)]
     try:
-        failed = sum(worker.wait() != 0 for worker in workers)
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(LOOK)
+            look()
+        failed = sum(worker.returncode != 0 for worker in workers)
     except BaseException:
         for worker in workers:
             _stop(worker)

@@ -31,7 +31,9 @@ from ironrank.training import Run
 MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
 GENTLER = 10  # fine-tuning divides the learning rate by this
 UPDATES = 60  # of CSTAR's targets, whatever the length of its stage
-TRAIN_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+TRAIN_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "fashion-small": 10_000, "cifar10": 50_000,
+                "cifar100": 50_000, "imagenet": 1_281_167}  # fmt: skip
+ABLATION = ("uv", "condlr")  # low rank alone, and with bounded condition numbers; both begin with random weights
 
 
 def staged(run: Run, mode: str, ratio: float, tau: float, ramp: float = 0.0) -> Run:
@@ -71,44 +73,75 @@ def ramped(run: Run, share: float) -> Run:
     """Let the attack's eps grow over the first share of a training from random weights.
 
     Args:
-        run: An adversarial training.
+        run: A training; one without an adversary stays as it is.
         share: 0 for the full eps from the first step on.
 
     Returns:
         The run.
     """
-    steps = int(share * run.epochs * _images(run) / run.batch_size)
+    if run.objective.threat is None or not share:
+        return run
+    steps = int(share * run.epochs * images_of(run) / run.batch_size)
     if steps == 0:
         return run
     return dataclasses.replace(run, objective=dataclasses.replace(run.objective, ramp=steps))  # type: ignore[call-arg]
 
 
-def _images(run: Run) -> float:
-    return (1 - run.data.validation) * TRAIN_IMAGES[run.data.name]
+def images_of(run: Run) -> float:
+    """Return the number of images of an epoch; data that is known is not read for that."""
+    known = TRAIN_IMAGES.get(run.data.name)
+    return (1 - run.data.validation) * (known or len(run.data.load("train")))
 
 
 def _from_dense(run: Run, mode: str, ratio: float, tau: float, ramp: float) -> Run:
     """Return the stages of the modes that start from the dense net."""
-    least = 2 if mode == "svd" else 3
-    if run.epochs < least:
-        raise IronrankError(
-            f"epochs={run.epochs}: mode '{mode}' has {least} stages: allowed is at least {least}"
-        )
-    later = run.epochs // 2 if mode == "svd" else 2 * max(1, run.epochs // 4)
-    dense = ramped(dataclasses.replace(run, epochs=run.epochs - later), ramp)
     budget = f"params={ratio:g}x"
     if mode == "svd":
-        svd = SVD(budget=budget, last="low-rank")
-        return dataclasses.replace(run, epochs=later, start=dense, method=svd, optimizer=gentle(run))
-    method = CSTAR(budget=budget, last="low-rank", every=_every(run, later // 2))
-    return fine_tuned(
-        dataclasses.replace(run, epochs=later, start=dense, method=method), None if mode == "cstar" else tau
-    )
+        return course(run, SVD(budget=budget, last="low-rank"), ramp=ramp)
+    return course(run, CSTAR(budget=budget, last="low-rank"), None if mode == "cstar" else tau, ramp)
+
+
+def course(run: Run, method: Method, condition: float | None = None, ramp: float = 0.0) -> Run:
+    """Put a method on a dense run, in as many epochs, all stages together.
+
+    A method that begins with random weights has all of them. One that begins with a trained net gets half of them, at a
+    tenth of the learning rate, after a dense stage of the other half, which all such methods share. If it gives its
+    final form only at the end, in `Method.finish`, it has a quarter, at the full rate, and what it leaves is fine-tuned
+    for the last quarter.
+
+    Args:
+        run: The dense run.
+        method: The method.
+        condition: tau of CondLR in the fine-tuning, where there is one; None for plain training.
+        ramp: Share of a training from random weights in which the attack's eps grows to its full size.
+
+    Returns:
+        The run, with its earlier stages as ``start``.
+
+    Raises:
+        IronrankError: If there are fewer epochs than stages.
+    """
+    if method.begins == "random":
+        return ramped(dataclasses.replace(run, method=method), ramp)
+    at_the_end = type(method).finish is not Method.finish
+    least = 3 if at_the_end else 2
+    if run.epochs < least:
+        raise IronrankError(
+            f"epochs={run.epochs}: method '{method.label()}' has {least} stages: allowed is at least {least}"
+        )
+    later = 2 * max(1, run.epochs // 4) if at_the_end else run.epochs // 2
+    dense = ramped(dataclasses.replace(run, epochs=run.epochs - later), ramp)
+    after = dataclasses.replace(run, epochs=later, start=dense, method=method)
+    if not at_the_end:
+        return dataclasses.replace(after, optimizer=gentle(run))
+    if isinstance(method, CSTAR) and method.every == CSTAR.every:
+        after = dataclasses.replace(after, method=dataclasses.replace(method, every=_every(run, later // 2)))
+    return fine_tuned(after, condition)
 
 
 def _every(run: Run, epochs: int) -> int:
     """Return the steps between two updates of CSTAR, for `UPDATES` of them in so many epochs."""
-    return max(1, int(epochs * _images(run) / run.batch_size / UPDATES))
+    return max(1, int(epochs * images_of(run) / run.batch_size / UPDATES))
 
 
 @functools.cache  # a dozen plans are made for one answer

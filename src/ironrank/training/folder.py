@@ -31,7 +31,7 @@ def check_folder(out: Path, run: Run, resume: bool) -> None:
     if there.is_file():
         if not resume:
             raise IronrankError(f"{out} holds a run already: choose another folder, or resume it (--resume)")
-        old, new = (_identity(encode(value)) for value in (decode_run(read_json(there)), run))
+        old, new = (identity(encode(value)) for value in (decode_run(read_json(there)), run))
         if old != new:
             names = [key for key, value in new.items() if old[key] != value]
             raise IronrankError(
@@ -39,13 +39,11 @@ def check_folder(out: Path, run: Run, resume: bool) -> None:
             )
 
 
-def _identity(value: Any) -> Any:
+def identity(value: Any) -> Any:
     """Return an encoded run without the places that may differ on another machine: device and data folder."""
     if not isinstance(value, dict):
         return value
-    return {
-        key: _identity(item) for key, item in value.items() if key not in ("device", "folder", "download")
-    }
+    return {key: identity(item) for key, item in value.items() if key not in ("device", "folder", "download")}
 
 
 def keep_lines(out: Path, count: int) -> None:

@@ -70,7 +70,7 @@ def train(
         if not (out / "start" / WHICH["best"]).is_file() or not (out / CHECKPOINT).is_file():
             train(start, out / "start", model=model, resume=True, console=console)
         start = str(out / "start")
-    job = _Job(
+    job = Job(
         run, out, start, model
     )  # whatever is wrong with data or settings shows here, before anything is written
     job.open_folder()
@@ -83,7 +83,7 @@ def train(
     return out
 
 
-class _Job(Held):
+class Job(Held):
     """What one training does: steps, epochs, judgement, and what guards demand."""
 
     def epoch(self, watcher: Watcher) -> None:

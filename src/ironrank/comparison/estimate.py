@@ -1,0 +1,117 @@
+"""How long a comparison would take: a few real steps of every kind of net, timed here and now, and multiplied.
+
+A kind is a training, a net and a budget; its seeds cost the same. Timed are steps of each of its stages on untrained
+weights and a short attack on the net as it would be judged. What a method does now and then (choose ranks anew, once in
+a hundred steps) is seldom among the timed steps: this is an estimate. Judging is counted as if no image fell early.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ironrank.attacks import PGD
+from ironrank.comparison.cells import Cell
+from ironrank.comparison.grid import stage_name
+from ironrank.comparison.judging import CURVE_IMAGES, CURVE_STEPS
+from ironrank.comparison.question import Protocol, stages_of
+from ironrank.data import Images
+from ironrank.judge import withstood
+from ironrank.judge.evaluate import CURVE, for_inference
+from ironrank.training import Run, train
+from ironrank.training.loop import Job
+
+STEPS = 2  # timed, after one that is not
+PROBE = PGD(eps=0.1, steps=2)
+PROBED = 32  # images
+
+
+class Cost(NamedTuple):
+    """Seconds of a run's stages, without and with what cells may share, and of judging."""
+
+    last_stage: float
+    earlier: dict[str, float]
+    judging: float
+
+
+def estimate(cells: Iterable[Cell], protocol: Protocol) -> dict[str, float]:
+    """Estimate the seconds of each cell; a shared stage counts with the first cell that needs it.
+
+    Args:
+        cells: The cells.
+        protocol: How they are judged.
+
+    Returns:
+        Seconds by name of the cell.
+    """
+    by_kind: dict[tuple, Cost] = {}
+    trained: set[str] = set()
+    seconds = {}
+    for cell in cells:
+        if cell.kind not in by_kind:
+            by_kind[cell.kind] = cost(cell.run, protocol)
+        known = by_kind[cell.kind]
+        names = [stage_name(stage) for stage in stages_of(cell.run)[:-1]]
+        new = [
+            spent for name, spent in zip(names, known.earlier.values(), strict=True) if name not in trained
+        ]
+        trained.update(names)
+        seconds[cell.name] = known.last_stage + sum(new) + known.judging
+    return seconds
+
+
+def cost(run: Run, protocol: Protocol) -> Cost:
+    """Time a few steps of each stage of a run, and multiply.
+
+    Args:
+        run: The run.
+        protocol: How its net is judged.
+
+    Returns:
+        Its cost in seconds.
+    """
+    earlier, judging = {}, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        start: str | None = None
+        for number, stage in enumerate(stages_of(run)):
+            alone = dataclasses.replace(stage, start=start)
+            job = Job(alone, Path(folder), start, None)
+            attacked = _attack_seconds(job)
+            spent = stage.epochs * (job.epoch_steps * _step_seconds(job) + _validation(job, attacked))
+            earlier[stage_name(stage)] = spent
+            judging = _judging(protocol, len(run.data.load("test")), attacked)
+            if stage is not run:
+                start = str(train(dataclasses.replace(alone, epochs=0), Path(folder) / str(number)))
+    return Cost(earlier.pop(stage_name(run)), earlier, judging)
+
+
+def _step_seconds(job: Job) -> float:
+    job.step(0)
+    began = time.perf_counter()
+    for k in range(STEPS):
+        job.step(k)
+    return (time.perf_counter() - began) / STEPS
+
+
+def _attack_seconds(job: Job) -> float:
+    """Return the seconds that one attack step on one image takes."""
+    images: Images = job.train_images.first(PROBED)
+    net = for_inference(job.final(job.model))
+    began = time.perf_counter()
+    withstood(net, images, dataclasses.replace(PROBE, norm=job.run.validate.norm), 0)
+    return (time.perf_counter() - began) / (len(images) * (PROBE.steps + 1))
+
+
+def _validation(job: Job, attacked: float) -> float:
+    held, attack = len(job.validation), job.run.validate
+    return attacked * (min(held, job.run.validate_images) * (attack.gradient_steps + 1) + held / 3)
+
+
+def _judging(protocol: Protocol, images: int, attacked: float) -> float:
+    steps = sum(attack.steps + 1 for attack in protocol.attacks) * min(protocol.n, images)
+    curve = len(CURVE) * (CURVE_STEPS + 1) * min(CURVE_IMAGES, protocol.n, images)
+    return attacked * (steps + curve + images / 3)  # a forward pass alone is a third of a step

@@ -1,0 +1,163 @@
+"""What a comparison teaches, in sentences that are computed from its numbers: the ablation, and who beats whom.
+
+A difference counts as shown where its 95 % interval leaves out zero; everything else is called "no difference shown".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ironrank.comparison.difference import Difference
+from ironrank.comparison.question import ADVERSARIAL, CLEAN, DENSE, NARROW, Question
+from ironrank.comparison.table import Group, Kind, compared
+from ironrank.recipes.stages import ABLATION
+from ironrank.report import text
+
+FLOOR = 0.01  # accuracies below this leave nothing to compare
+WORDS = {"higher": "it helps", "lower": "it costs", "no difference shown": "no difference shown"}
+UNDER = {CLEAN: "Under clean training", ADVERSARIAL: "On top of adversarial training"}
+Found = Mapping[Kind, Group]
+
+
+def ablation_of(question: Question, found: Found) -> list[dict[str, Any]]:
+    """Take the parts apart: low rank only, with bounded condition numbers, with adversarial training, with both.
+
+    Args:
+        question: What was asked.
+        found: What is judged.
+
+    Returns:
+        A dict for each budget at which all four are judged: ``budget``; ``nets``, with the accuracies of the four; and
+        differences of the accuracy under attack: what conditioning adds under either training, and what adversarial
+        training adds to either net.
+    """
+    plain, bounded = ABLATION
+    parts = {"rank only": (CLEAN, plain), "+ conditioning": (CLEAN, bounded),
+             "+ adversarial training": (ADVERSARIAL, plain), "+ both": (ADVERSARIAL, bounded)}  # fmt: skip
+    rows = []
+    for budget in question.budgets:
+        four = {name: found.get((training, net, budget)) for name, (training, net) in parts.items()}
+        if None in four.values():
+            continue
+        row: dict[str, Any] = {"budget": budget, "nets": {n: _accuracies(g) for n, g in four.items() if g}}
+        row["conditioning"] = {t: _plain(conditioning(found, t, budget)) for t in (CLEAN, ADVERSARIAL)}
+        row["adversarial"] = {
+            plain: _plain(compared(four["+ adversarial training"], four["rank only"])),
+            bounded: _plain(compared(four["+ both"], four["+ conditioning"])),
+        }
+        rows.append(row)
+    return rows
+
+
+def conditioning(found: Found, training: str, budget: float, which: str = "robust") -> Difference | None:
+    """Return what bounded condition numbers add to low rank, under one training at one budget."""
+    plain, bounded = ABLATION
+    return compared(found.get((training, bounded, budget)), found.get((training, plain, budget)), which)
+
+
+def _accuracies(group: Group) -> dict[str, float]:
+    judged = group.judged.values()
+    return {which: sum(one[which] for one in judged) / len(judged) for which in ("clean", "robust")}
+
+
+def _plain(found: Difference | None) -> dict[str, Any] | None:
+    return None if found is None else found._asdict() | {"verdict": found.verdict}
+
+
+def findings(question: Question, found: Found) -> list[str]:
+    """Say what the numbers say.
+
+    Args:
+        question: What was asked.
+        found: What is judged.
+
+    Returns:
+        Sentences; a question that the judged cells do not answer is left out.
+    """
+    said = [line for training in UNDER for line in _on_conditioning(question, found, training)]
+    for training in dict.fromkeys(kind[0] for kind in found):
+        said += _best(question, found, training)
+        said += _against(question, found, training, NARROW, "narrow dense net of the same budget")
+        said += _against(question, found, training, DENSE, "dense net")
+    return said + _caution(found) if said else []
+
+
+def _on_conditioning(question: Question, found: Found, training: str) -> list[str]:
+    pairs = [(budget, conditioning(found, training, budget)) for budget in question.budgets]
+    known = [(budget, pair) for budget, pair in pairs if pair is not None]
+    if not known:
+        return []
+    plain, bounded = ABLATION
+    lines = [
+        f"{UNDER[training]}, bounded condition numbers ({bounded} against {plain}) change the accuracy under attack by "
+        f"{_each(known)}."
+    ]
+    if all(_at_the_floor(found, training, budget) for budget, _ in known):
+        lines.append(
+            f"At this radius both are below {text.percent(FLOOR)} %, so there is little to tell apart; averaged over "
+            f"all radii of the curve the change is {_each(_curves(found, training, question.budgets))}."
+        )
+    return lines
+
+
+def _curves(found: Found, training: str, budgets: Iterable[float]) -> list[tuple[float, Difference]]:
+    pairs = [(budget, conditioning(found, training, budget, "curve")) for budget in budgets]
+    return [(budget, pair) for budget, pair in pairs if pair is not None]
+
+
+def _at_the_floor(found: Found, training: str, budget: float) -> bool:
+    groups = [found[training, net, budget] for net in ABLATION]
+    return all(_accuracies(group)["robust"] < FLOOR for group in groups)
+
+
+def _each(pairs: Sequence[tuple[float, Difference]]) -> str:
+    return "; ".join(f"{points(pair)} at {budget:g} % ({WORDS[pair.verdict]})" for budget, pair in pairs)
+
+
+def points(found: Difference | Mapping[str, Any]) -> str:
+    """Return a difference in percentage points, with its interval.
+
+    Example:
+        >>> points(Difference(0.012, -0.004, 0.028, 3, 1000))
+        '+1.2 points [-0.4, +2.8]'
+    """
+    values = found._asdict() if isinstance(found, Difference) else found
+    mean, low, high = (f"{100 * values[key]:+.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} points [{low}, {high}]"
+
+
+def _best(question: Question, found: Found, training: str) -> list[str]:
+    parts = []
+    for budget in question.budgets:
+        nets = {
+            net: _accuracies(g)["robust"] for (t, net, b), g in found.items() if (t, b) == (training, budget)
+        }
+        if len(nets) > 1:
+            best = max(nets, key=lambda net: nets[net])
+            parts.append(f"{best} at {budget:g} % ({text.percent(nets[best])} %)")
+    head = f"With {training} training the highest accuracy under attack has "
+    return [f"{head}{', '.join(parts)}."] if parts else []
+
+
+def _against(question: Question, found: Found, training: str, rival: str, words: str) -> list[str]:
+    """Sort the nets of one training by what is shown about them and a rival."""
+    sorted_: dict[str, list[str]] = {"higher": [], "no difference shown": [], "lower": []}
+    for (t, net, budget), group in found.items():
+        if t != training or net in (DENSE, rival):
+            continue
+        other = found.get((training, rival, None if rival == DENSE else budget))
+        pair = compared(group, other)
+        if pair is not None:
+            sorted_[pair.verdict].append(net if budget is None else f"{net} {budget:g} %")
+    if not any(sorted_.values()):
+        return []
+    parts = [f"{verdict}: {', '.join(nets)}" for verdict, nets in sorted_.items() if nets]
+    return [f"Accuracy under attack against the {words}, {training} training: {'; '.join(parts)}."]
+
+
+def _caution(found: Found) -> list[str]:
+    seeds = max(len(group.judged) for group in found.values())
+    over = "images alone, since there is one seed" if seeds == 1 else f"images and {seeds} seeds"
+    return [f"Intervals are 95 % each, by bootstrap over {over}; among many of them some leave out zero by chance. "
+            "An accuracy under attack is an upper bound: a stronger attack can only lower it."]  # fmt: skip
