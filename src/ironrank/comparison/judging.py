@@ -29,8 +29,7 @@ from ironrank.judge.evaluate import CURVE, for_inference
 
 SURVIVORS = "survivors.safetensors"
 CURVE_IMAGES, CURVE_STEPS = 200, 20
-KEPT = ("clean", "params_dense", "params_deployed", "params_stored", "macs", "macs_dense", "bytes", "max_cond",
-        "form_gap", "device", "versions")  # fmt: skip
+KEPT = ("params_deployed", "params_stored", "macs", "bytes", "max_cond", "form_gap", "device", "versions")
 
 
 def judge(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def compared(a: Group | None, b: Group | None, which: str = "robust") -> Differe
 
 
 def rows_of(
-    out: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut], found: dict[Kind, Group]
+    out: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut], found: dict[Kind, Group], whole: int
 ) -> list[dict[str, Any]]:
     """Return the table: a row for each kind of cell, in the order in which they were asked for.
 
@@ -89,6 +89,7 @@ def rows_of(
         cells: The cells.
         left_out: Rows that cannot be.
         found: From `groups`.
+        whole: Parameters of the dense net.
 
     Returns:
         Plain values. Each row has ``training``, ``net``, ``budget`` and ``seeds``; what is judged has ``clean`` and
@@ -104,7 +105,7 @@ def rows_of(
         row: dict[str, Any] = {"training": training, "net": net, "budget": budget, "seeds": [],
                                "failed": _failures(out, cells, kind), "left_out": reasons.get(kind)}  # fmt: skip
         if kind in found:
-            row |= _numbers(found[kind], found.get((training, DENSE, None)))
+            row |= _numbers(found[kind], found.get((training, DENSE, None)), whole)
         rows.append(row)
     return rows
 
@@ -118,7 +119,7 @@ def _failures(out: Path, cells: Sequence[Cell], kind: Kind) -> dict[str, str]:
     }
 
 
-def _numbers(group: Group, dense: Group | None) -> dict[str, Any]:
+def _numbers(group: Group, dense: Group | None, whole: int) -> dict[str, Any]:
     judged = list(group.judged.values())
     first = judged[0]
     pairs = {f"{which}_to_dense": compared(group, dense, which) for which in ("clean", "robust")}
@@ -128,7 +129,7 @@ def _numbers(group: Group, dense: Group | None) -> dict[str, Any]:
         **{key: None if value is None else value._asdict() for key, value in pairs.items()},
         **{key: _middle(judged, key) for key in ("params_deployed", "macs", "bytes")},
         "params_range": _range([one["params_deployed"] for one in judged]),
-        "smaller": 1 - _middle(judged, "params_deployed") / first["params_dense"],
+        "smaller": 1 - _middle(judged, "params_deployed") / whole,
         "max_cond": _worst([one["max_cond"] for one in judged]),
         "latency": _latency(group),
         "curve": _curve(judged),

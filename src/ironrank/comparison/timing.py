@@ -120,20 +120,21 @@ def search(ratio_of: Callable[[int], float], whole: int, target: float) -> Found
     return Found(best, measured)
 
 
-def by_latency(question: Question, folder: Path | None, measure: Measure | None = None) -> Size:
+def by_latency(question: Question, folder: Path, measure: Measure | None = None, keep: bool = True) -> Size:
     """Return what gives a net so many percent less latency than the dense one has.
 
     Args:
         question: What is asked.
-        folder: Where found sizes are kept, so that a comparison goes on with the same nets; None keeps nothing.
+        folder: Where found sizes are kept, so that a comparison goes on with the same nets.
         measure: Measures the net of a run.
+        keep: Whether to keep what is found.
 
     Returns:
         A function of net and budget; where the time cannot be met it raises an `IronrankError` that says what was
         reached.
     """
-    base, store = question.base, None if folder is None else folder / SIZES
-    known: dict[str, Any] = read_json(store) if store is not None and store.is_file() else {}
+    base, store = question.base, folder / SIZES
+    known: dict[str, Any] = read_json(store) if store.is_file() else {}
     timer = measure
 
     def size(net: str, budget: float) -> Run:
@@ -145,7 +146,7 @@ def by_latency(question: Question, folder: Path | None, measure: Measure | None 
             whole = count(base.model, base.data.spec)
             found = search(lambda params: chosen(within(question, net, params)), whole, 1 - budget / 100)
             known[key] = found._asdict()
-            if store is not None:
+            if keep:
                 write_json(store, known)
         return _sized(question, net, budget, Found(**known[key]))
 

@@ -1,0 +1,278 @@
+"""A finished comparison in words: the tables, the notes beneath them, and all of it as Markdown.
+
+Everything here is made from the plain values that `ironrank.compare` returns, which are those of table.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ironrank.report import markdown as md
+from ironrank.report import text
+from ironrank.report.tables import NO_BREAK, Cell, Column, Table
+
+Result = Mapping[str, Any]
+LEARNT = 1.5  # times chance: below that a net has learnt nothing
+HEADS = {"clean": "Clean training", "adversarial": "Adversarial training"}
+
+
+def title_of(result: Result) -> str:
+    """Return the title of the page."""
+    return f"Methods compared: {result['recipe']}"
+
+
+def label_of(row: Mapping[str, Any]) -> str:
+    """Return the name of a row: its net and its budget.
+
+    Example:
+        >>> label_of({"net": "uv", "budget": 80.0}), label_of({"net": "dense", "budget": None})
+        ('uv 80 %', 'dense')
+    """
+    return row["net"] if row["budget"] is None else f"{row['net']} {row['budget']:g}{NO_BREAK}%"
+
+
+def trainings_of(result: Result) -> list[str]:
+    """Return the trainings that have rows, in order."""
+    return list(dict.fromkeys(row["training"] for row in result["rows"]))
+
+
+def judged(result: Result, training: str) -> list[Mapping[str, Any]]:
+    """Return the rows of one training of which at least one seed is judged."""
+    return [row for row in result["rows"] if row["training"] == training and row["seeds"]]
+
+
+def attack_of(result: Result) -> str:
+    """Return the attack that judges, in a few words."""
+    rule = result["protocol"]
+    loss = f"{rule['restarts']} random start{'s' if rule['restarts'] > 1 else ''} each"
+    return f"PGD-{rule['steps']} on cross-entropy and on the margin, {loss}, {ball_of(result)}"
+
+
+def ball_of(result: Result) -> str:
+    """Return norm and radius of the ball."""
+    rule = result["protocol"]
+    return f"{text.norm(rule['norm'])} ε = {text.epsilon(rule['eps'])}"
+
+
+def overview(result: Result, training: str) -> Table:
+    """Return the table of one training.
+
+    Args:
+        result: The comparison.
+        training: "clean" or "adversarial".
+
+    Returns:
+        A row for each net and budget, those of equal budgets together.
+    """
+    columns = (
+        Column("net", words=True),
+        Column("seeds"),
+        Column("clean accuracy", "%"),
+        Column("accuracy under attack", "%"),
+        Column("to the dense net", "points under attack"),
+        Column("deployed parameters"),
+        Column("multiply-accumulates", "10⁶ per image"),
+        Column("deployed size", "kB"),
+        Column("latency", "ms, median [q1, q3]"),
+        Column("time of the dense net", "%, paired"),
+        Column("largest condition number", "σ₁ / σᵣ"),
+    )
+    rows = sorted(judged(result, training), key=lambda row: row["budget"] or 0)
+    caption = (
+        "±: standard deviation over seeds. Brackets at a difference: 95 % interval over images and seeds."
+    )
+    return Table(f"{HEADS[training]}. {caption}", columns, tuple(_line(row) for row in rows))
+
+
+def _line(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    failed = f"{len(row['failed'])} failed" if row["failed"] else ""
+    timed = row["latency"]
+    return (
+        Cell(label_of(row)),
+        Cell(str(len(row["seeds"])), failed),
+        _accuracy(row["clean"]),
+        _accuracy(row["robust"]),
+        _difference(row["robust_to_dense"] if row["net"] != "dense" else None),
+        _size(row),
+        Cell(text.significant(row["macs"] / 1e6)),
+        Cell(text.significant(row["bytes"] / 1e3)),
+        _latency(timed),
+        Cell(text.percent(timed["ratio"]) if timed else text.DASH, _ratio_span(timed)),
+        Cell("∞" if row["max_cond"] is None else text.significant(row["max_cond"])),
+    )
+
+
+def _accuracy(spread: Mapping[str, Any]) -> Cell:
+    sd = spread["sd"]
+    return Cell(text.percent(spread["mean"]), "" if sd is None else f"±{NO_BREAK}{text.percent(sd)}")
+
+
+def _difference(found: Mapping[str, Any] | None) -> Cell:
+    if found is None:
+        return Cell(text.DASH)
+    mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
+    return Cell(mean, f"[{low},{NO_BREAK}{high}]")
+
+
+def _size(row: Mapping[str, Any]) -> Cell:
+    low, high = row["params_range"]
+    counted = text.count(low) if low == high else f"{text.count(low)} to {text.count(high)}"
+    return Cell(counted, f"{100 * row['smaller']:.1f}{NO_BREAK}% fewer" if row["budget"] is not None else "")
+
+
+def _latency(timed: Mapping[str, float] | None) -> Cell:
+    if timed is None:
+        return Cell(text.DASH)
+    return Cell(text.significant(timed["median"]),
+                f"[{text.significant(timed['q1'])},{NO_BREAK}{text.significant(timed['q3'])}]")  # fmt: skip
+
+
+def _ratio_span(timed: Mapping[str, float] | None) -> str:
+    if timed is None:
+        return ""
+    return f"[{text.percent(timed['ratio_q1'])},{NO_BREAK}{text.percent(timed['ratio_q3'])}]"
+
+
+def ablation(result: Result) -> Table | None:
+    """Return the ablation, accuracies and what each part adds, or None where it was not made."""
+    rows = result["ablation"]
+    if not rows:
+        return None
+    columns = (
+        Column("budget", "% less", words=True),
+        *(Column(name, "%, under attack") for name in rows[0]["nets"]),
+        Column("conditioning adds", "points, clean training"),
+        Column("conditioning adds", "points, adversarial training"),
+    )
+    body = tuple(
+        (
+            Cell(f"{row['budget']:g}"),
+            *(_both(one) for one in row["nets"].values()),
+            *(_difference(row["conditioning"][training]) for training in HEADS),
+        )
+        for row in rows
+    )  # fmt: skip
+    plain, bounded = rows[0]["adversarial"]
+    caption = f"Rank only: {plain}. Conditioning: {bounded}, at the same budget. Brackets: 95 % interval."
+    return Table(caption, columns, body)
+
+
+def _both(accuracies: Mapping[str, float]) -> Cell:
+    return Cell(text.percent(accuracies["robust"]), f"clean{NO_BREAK}{text.percent(accuracies['clean'])}")
+
+
+def notes(result: Result) -> list[str]:
+    """Return what is needed to read the tables: how all were trained and judged.
+
+    Args:
+        result: The comparison.
+
+    Returns:
+        Sentences.
+    """
+    rows = [row for row in result["rows"] if row["seeds"]]
+    counts = rows[0] if rows else {"n": result["protocol"]["n"], "n_clean": 0, "curve_n": 0}
+    what = (
+        "deployed parameters"
+        if result["equal"] == "size"
+        else "batch-1 latency, measured beside the dense net"
+    )
+    return [
+        f"Every net: {result['epochs']} epochs, all its stages together, with seeds "
+        f"{', '.join(map(str, result['seeds']))}; a budget is so many percent less {what}. Methods are in their "
+        "default settings, or in the recipe's where it uses them. 'narrow' is a dense net with fewer channels.",
+        f"Under attack: {attack_of(result)}; an image counts only if it withstands all of them. White-box, on the "
+        f"deployed net, first {counts['n']} test images; clean accuracy on {counts['n_clean']}.",
+        "Judged are the weights of the last epoch after clean training, and of the best epoch by robust validation "
+        "accuracy after adversarial training.",
+        "Latency: single images on one thread, calls of the net and of the dense net in turn.",
+    ]
+
+
+def missing(result: Result) -> list[str]:
+    """Return what is not in the tables, and why.
+
+    Args:
+        result: The comparison.
+
+    Returns:
+        Sentences.
+    """
+    lines = []
+    for row in result["rows"]:
+        where = f"{label_of(row)}, {row['training']} training"
+        if row["left_out"]:
+            lines.append(f"{where}: left out. {row['left_out']}")
+        lines += [f"{where}, seed {seed}: failed. {why}" for seed, why in row["failed"].items()]
+    return lines
+
+
+def warnings(result: Result) -> list[str]:
+    """Return signs that an accuracy under attack does not mean what it says.
+
+    Args:
+        result: The comparison.
+
+    Returns:
+        Sentences; often none.
+    """
+    lines = []
+    for row in (row for row in result["rows"] if row["seeds"]):
+        where = f"{label_of(row)}, {row['training']} training"
+        if row["clean"]["mean"] < LEARNT * result["chance"]:
+            lines.append(f"{where}: its clean accuracy is near chance. What gives one answer to everything withstands "
+                         "every attack.")  # fmt: skip
+        elif row["curve"][-1]["accuracy"] > LEARNT * result["chance"]:
+            lines.append(f"{where}: still right at ε = {text.epsilon(row['curve'][-1]['eps'])}, far beyond the ball: "
+                         "its gradient may be hidden from these attacks.")  # fmt: skip
+    return lines
+
+
+def curves(result: Result, training: str) -> Table | None:
+    """Return the curves of accuracy against eps as numbers, or None where nothing is judged."""
+    rows = judged(result, training)
+    if not rows:
+        return None
+    columns = (
+        Column("net", words=True),
+        *(Column(f"ε = {text.epsilon(p['eps'])}", "%") for p in rows[0]["curve"]),
+    )
+    body = tuple(
+        (Cell(label_of(row)), *(Cell(text.percent(p["accuracy"])) for p in row["curve"])) for row in rows
+    )
+    caption = (
+        f"{HEADS[training]}. PGD-20 on the first {rows[0]['curve_n']} test images; an image lost stays lost."
+    )
+    return Table(caption, columns, body)
+
+
+def markdown(result: Result) -> str:
+    """Return the whole comparison as Markdown.
+
+    Args:
+        result: What `ironrank.compare` returns.
+
+    Returns:
+        Text in GitHub-flavoured Markdown.
+    """
+    blocks = [f"# {md.escape(title_of(result))}", "## What it teaches", md.bullets(result["findings"])]
+    blocks += [
+        "## Results",
+        *(md.table(overview(result, t)) for t in trainings_of(result) if judged(result, t)),
+    ]
+    blocks += [md.bullets(notes(result))]
+    blocks += [f"> **Warning.** {md.escape(line)}" for line in warnings(result)]
+    taken_apart = ablation(result)
+    blocks += ["## Ablation", md.table(taken_apart)] if taken_apart else []
+    tables = [curves(result, training) for training in trainings_of(result)]
+    blocks += ["## Accuracy against the strength of the attack", *(md.table(t) for t in tables if t)]
+    gone = missing(result)
+    blocks += ["## What is missing", md.bullets(gone)] if gone else []
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def verdict(result: Result) -> str:
+    """Return one line: how many nets were judged, and the first finding."""
+    count = sum(len(row["seeds"]) for row in result["rows"])
+    return " ".join([f"{count} nets judged by {attack_of(result)}.", *result["findings"][:1]])

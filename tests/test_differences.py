@@ -1,0 +1,223 @@
+"""Numbers of a comparison: paired differences, who survives which attack, sizes at equal latency."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cases import tiny_run
+from expect import refuses
+from ironrank.attacks import PGD
+from ironrank.comparison.cells import by_params, cells_of
+from ironrank.comparison.difference import difference
+from ironrank.comparison.findings import findings, points
+from ironrank.comparison.judging import course_over, survivors
+from ironrank.comparison.question import ADVERSARIAL, CLEAN, ask, objectives, stages_of
+from ironrank.comparison.timing import MEASUREMENTS, by_latency, paired, search, untrained
+from ironrank.config import build_run
+from ironrank.data import Images
+from ironrank.errors import IronrankError
+from ironrank.files import read_json
+from ironrank.methods import METHODS, CondLR
+from ironrank.objectives import Clean, Madry
+from ironrank.recipes import RECIPES
+from ironrank.surgery import factored_layers
+
+
+def hits(seeds: int, images: int, share: float, seed: int) -> torch.Tensor:
+    return torch.rand(seeds, images, generator=torch.Generator().manual_seed(seed)) < share
+
+
+# ---- differences
+
+
+def test_nets_that_withstand_the_same_differ_by_nothing():
+    a = hits(3, 200, 0.5, 0)
+    assert difference(a, a)[:3] == (0.0, 0.0, 0.0)
+    assert difference(a, a).verdict == "no difference shown"
+
+
+def test_a_difference_has_the_sign_and_the_size_of_the_means():
+    a, b = hits(3, 2000, 0.6, 0), hits(3, 2000, 0.5, 1)
+    found = difference(a, b)
+    assert found.mean == pytest.approx((a.double().mean() - b.double().mean()).item())
+    assert found.low < found.mean < found.high and found.verdict == "higher"
+    turned = difference(b, a)
+    assert turned.mean == pytest.approx(-found.mean) and turned.verdict == "lower"
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=1e-9)
+
+
+def test_pairing_narrows_the_interval():
+    b = hits(1, 1000, 0.5, 0)
+    a = b.clone()
+    a[0, :20] = True  # nearly the same images
+    apart = difference(hits(1, 1000, 0.51, 7), b)
+    together = difference(a, b)
+    assert together.high - together.low < 0.3 * (apart.high - apart.low)
+
+
+def test_one_seed_gives_the_normal_interval_over_images():
+    a, b = hits(1, 4000, 0.6, 2), hits(1, 4000, 0.5, 3)
+    d = a.double() - b.double()
+    half = 1.96 * d.std().item() / math.sqrt(4000)
+    found = difference(a, b)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.08)
+
+
+def test_seeds_that_differ_widen_the_interval_as_they_should():
+    shifts = [0.0, 0.2, 0.4]  # three seeds, each the same on all images: only seeds vary
+    a = torch.stack([torch.arange(1000) < 1000 * s for s in shifts])
+    found = difference(a, torch.zeros_like(a))
+    spread = np.std(shifts, ddof=1) / math.sqrt(3)  # of the mean of three seeds
+    drawn = np.random.default_rng(0).choice(shifts, (20000, 3)).mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found.high - found.low > 0.95 * (high - low) * math.sqrt(3 / 2)
+    assert found.high - found.low > 3 * spread
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    covered = 0
+    for trial in range(100):
+        found = difference(hits(4, 100, 0.6, 2 * trial), hits(4, 100, 0.5, 2 * trial + 1), draws=400)
+        covered += found.low <= 0.1 <= found.high
+    assert 88 <= covered <= 100
+
+
+def test_points_are_percentage_points():
+    assert points(difference(torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool))) == (
+        "+100.0 points [+100.0, +100.0]"
+    )
+
+
+# ---- survivors
+
+
+class Line(nn.Module):
+    """Two classes, told apart by one pixel: an attack of eps moves the answer where |x - 0.5| <= eps."""
+
+    def forward(self, x):
+        side = x.flatten(1)[:, 0] - 0.5
+        return torch.stack([-side, side], 1)
+
+
+@pytest.fixture
+def line():
+    values = torch.tensor([110, 120, 140, 150, 200, 20], dtype=torch.uint8)  # 0.43 0.47 0.55 0.59 0.78 0.08
+    return Line(), Images(values.view(-1, 1, 1, 1), torch.tensor([0, 0, 1, 1, 1, 1]))
+
+
+def test_survivors_withstand_every_attack(line):
+    net, images = line
+    attacks = [PGD(eps=0.03, steps=5), PGD(eps=0.06, steps=5, loss="margin")]
+    assert survivors(net, images, attacks[:1], 0).tolist() == [True, False, True, True, True, False]
+    assert survivors(net, images, attacks, 0).tolist() == [True, False, False, True, True, False]
+    assert survivors(net, images, attacks[::-1], 0).tolist() == [True, False, False, True, True, False]
+
+
+def test_the_curve_starts_clean_and_falls(line):
+    curve = course_over(*line, "Linf", [0.0, 0.03, 0.06, 0.5])
+    assert curve.int().sum(1).tolist() == [5, 4, 3, 0]
+    assert not (curve[1:] & ~curve[:-1]).any()
+
+
+# ---- what is asked
+
+
+def question(run, methods="uv", budgets=(50,), **more):
+    words = {"seeds": 1, "equal": "size", "training": "recipe", "ablation": False, "n": 8, "steps": 2, "restarts": 1}
+    return ask(run, methods, budgets, **words | more)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_gives_a_dense_run_and_a_grid(recipe):
+    run = build_run(recipe, ["tiny=true"])
+    asked = question(run, "all", (50,), training="both")
+    base = asked.base
+    assert base.start is None and base.method.name == "dense"
+    assert base.epochs == sum(stage.epochs for stage in stages_of(run))
+    assert set(asked.settings) == set(METHODS) - {"dense"}
+    pair = objectives(base)
+    assert pair[CLEAN].threat is None and pair[ADVERSARIAL].threat is not None
+    assert base.objective in pair.values()
+    if run.objective.threat:
+        assert (asked.protocol.norm, asked.protocol.eps) == run.objective.threat
+
+
+def test_the_recipes_own_settings_are_used():
+    run = build_run("condlr/lenet5-mnist", ["method.tau=0.7", "method.form=spatial"])
+    settings = question(run, "condlr,uv").settings
+    assert settings["condlr"].tau == 0.7 and settings["condlr"].form == "spatial"
+    assert settings["uv"] == METHODS["uv"]()
+    chain = build_run("cstar/lenet5-mnist", ["start.method.rho=0.5"])
+    assert question(chain, "cstar").settings["cstar"].rho == 0.5
+    assert question(chain, "condlr").settings["condlr"] == CondLR()
+
+
+def test_every_method_at_every_budget_has_all_epochs_and_no_more_parameters(mnist):
+    asked = question(tiny_run(mnist, epochs=8), "all", (50, 75))
+    cells, left_out = cells_of(asked, by_params(asked))
+    assert {cell.net for cell in cells} == {"narrow", *METHODS} and not left_out
+    for cell in cells:
+        assert sum(stage.epochs for stage in stages_of(cell.run)) == 8
+        assert stages_of(cell.run)[0].method.begins == "random"
+    shared = {stages_of(cell.run)[0] for cell in cells if cell.run.start is not None}
+    assert len(shared) == 1  # one dense stage for all
+
+
+# ---- equal latency
+
+
+def test_the_search_meets_the_target_within_its_measurements():
+    asked = []
+
+    def ratio(params: int) -> float:
+        asked.append(params)
+        if params < 100:
+            raise IronrankError("no net is that small")
+        return params / 100_000
+
+    found = search(ratio, 100_000, 0.2)
+    assert 0.17 <= found.params / 100_000 <= 0.2
+    assert len(found.measured) <= MEASUREMENTS and len(asked) <= 20
+    assert search(lambda params: 2.0, 100_000, 0.5).params is None
+
+
+def test_sizes_at_equal_latency_are_kept_and_what_was_not_reached_is_said(mnist, tmp_path):
+    asked = question(tiny_run(mnist), "uv", (50,), equal="latency")
+    whole = sum(p.numel() for p in untrained(asked.base).parameters())
+
+    def measure(run):
+        return sum(p.numel() for p in untrained(run).parameters()) / whole + 0.1
+
+    size = by_latency(asked, tmp_path, measure)
+    run = size("uv", 50)
+    assert measure(run) <= 0.5 < measure(run) + 0.1
+    kept = read_json(tmp_path / "sizes.json")
+    assert len(kept["uv_50"]["measured"]) <= MEASUREMENTS
+    again = by_latency(asked, tmp_path, lambda run: pytest.fail("measured again"))
+    assert again("uv", 50) == run
+    with refuses("narrow with 95 % less latency", "not reached in", "% of the dense net's time"):
+        by_latency(asked, tmp_path, measure)("narrow", 95)
+
+
+def test_two_nets_are_timed_in_turn(mnist):
+    run = tiny_run(mnist)
+    small = untrained(replace(run, method=CondLR(keep=0.5)))
+    assert not factored_layers(small)  # as deployed
+    found = paired(untrained(run), small, torch.rand(1, 1, 28, 28), rounds=3)
+    assert found["q1"] <= found["median"] <= found["q3"] and found["rounds"] == 3 and found["threads"] == 1
+    assert found["ratio_q1"] <= found["ratio"] <= found["ratio_q3"]
+
+
+def test_objectives_keep_what_the_recipe_says(mnist):
+    run = tiny_run(mnist, objective=Madry(attack=PGD(eps=0.2, steps=3), label_smoothing=0.1))
+    assert objectives(run) == {CLEAN: Clean(label_smoothing=0.1), ADVERSARIAL: run.objective}
+
+
+def test_without_numbers_there_is_nothing_to_say(mnist):
+    assert findings(question(tiny_run(mnist)), {}) == []
