@@ -24,7 +24,9 @@ from ironrank.data import Images
 from ironrank.errors import IronrankError
 from ironrank.files import read_json
 from ironrank.methods import METHODS, CondLR
+from ironrank.models import count
 from ironrank.objectives import Clean, Madry
+from ironrank.ranks.cost import count_params
 from ironrank.recipes import RECIPES
 from ironrank.surgery import factored_layers
 
@@ -129,7 +131,15 @@ def test_the_curve_starts_clean_and_falls(line):
 
 
 def question(run, methods="uv", budgets=(50,), **more):
-    words = {"seeds": 1, "equal": "size", "training": "recipe", "ablation": False, "n": 8, "steps": 2, "restarts": 1}
+    words = {
+        "seeds": 1,
+        "equal": "size",
+        "training": "recipe",
+        "ablation": False,
+        "n": 8,
+        "steps": 2,
+        "restarts": 1,
+    }
     return ask(run, methods, budgets, **words | more)
 
 
@@ -162,11 +172,29 @@ def test_every_method_at_every_budget_has_all_epochs_and_no_more_parameters(mnis
     asked = question(tiny_run(mnist, epochs=8), "all", (50, 75))
     cells, left_out = cells_of(asked, by_params(asked))
     assert {cell.net for cell in cells} == {"narrow", *METHODS} and not left_out
+    whole = count(asked.base.model, asked.base.data.spec)
     for cell in cells:
         assert sum(stage.epochs for stage in stages_of(cell.run)) == 8
         assert stages_of(cell.run)[0].method.begins == "random"
+        if cell.budget is not None:
+            stage = next(s for s in stages_of(cell.run) if cell.net in (s.method.name, "narrow"))
+            assert count_params(untrained(replace(stage, start=None))) <= whole * (1 - cell.budget / 100), (
+                cell.name
+            )
     shared = {stages_of(cell.run)[0] for cell in cells if cell.run.start is not None}
     assert len(shared) == 1  # one dense stage for all
+
+
+def test_eps_grows_over_the_same_share_of_every_training_from_random_weights():
+    dense = build_run("cstar/lenet5-mnist", ["mode=dense"])
+    for mode in ("dense", "cstar", "svd"):
+        asked = question(build_run("cstar/lenet5-mnist", [f"mode={mode}"]), "svd,uv", (50,))
+        assert asked.base == replace(dense, objective=replace(dense.objective, ramp=0), epochs=20)
+        cells, _ = cells_of(asked, by_params(asked))
+        ramps = {cell.net: [stage.objective.ramp for stage in stages_of(cell.run)] for cell in cells}
+        full = dense.objective.ramp
+        assert ramps["dense"] == ramps["narrow"] == ramps["uv"] and abs(ramps["uv"][0] - full) <= 1
+        assert ramps["svd"] == [pytest.approx(full / 2, abs=1), 0]
 
 
 # ---- equal latency

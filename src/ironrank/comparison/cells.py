@@ -103,7 +103,7 @@ def cells_of(question: Question, size: Size) -> tuple[list[Cell], list[LeftOut]]
 
 def _cell(question: Question, net: str, budget: float | None, training: str, sized: Run, seed: int) -> Cell:
     plain = dataclasses.replace(question.run(training, seed), model=sized.model)
-    return Cell(net, budget, training, course(plain, sized.method))
+    return Cell(net, budget, training, course(plain, sized.method, ramp=question.ramp))
 
 
 def of_dense_size(question: Question, net: str) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from ironrank.comparison import folder, grid, words
 from ironrank.comparison.cells import Cell, LeftOut, Size, by_params, cells_of
 from ironrank.comparison.estimate import estimate
 from ironrank.comparison.findings import ablation_of, findings
-from ironrank.comparison.question import Question, ask
+from ironrank.comparison.question import Question, ask, stages_of
 from ironrank.comparison.table import FAILED, groups, rows_of
 from ironrank.comparison.timing import ROUNDS, by_latency
 from ironrank.config import build_run, shorthand
 from ironrank.errors import IronrankError
 from ironrank.files import plain_json, write_json, write_text
+from ironrank.methods import METHODS, Method
 from ironrank.models import count
 from ironrank.settings import encode
 from ironrank.training import Run
@@ -99,6 +101,18 @@ def compare(
     _fill(place, question, cells, jobs, say)
     folder.time_all(place, cells, question.base, say, rounds)
     return _result(place, name, question, cells, left_out)
+
+
+def _settings(recipe: str, changes: Sequence[str]) -> dict[str, Method]:
+    """Return the methods that the recipe has settings for: those that are modes of it."""
+    found: dict[str, Method] = {}
+    for name in METHODS:
+        with suppress(IronrankError):  # no mode of this recipe, or one that the changes do not fit
+            run = build_run(recipe, [*changes, f"mode={name}"])
+            found |= {
+                stage.method.name: stage.method for stage in stages_of(run) if stage.method.name == name
+            }
+    return found
 
 
 def _processes(jobs: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ironrank.attacks.base import Attack
 from ironrank.errors import IronrankError, nearest
 from ironrank.methods import METHODS, Dense, Method
 from ironrank.objectives import Clean, Madry, Objective
-from ironrank.recipes.stages import ABLATION
+from ironrank.recipes.stages import ABLATION, images_of
 from ironrank.settings import encode
 from ironrank.training import Run
 from ironrank.training.folder import identity
@@ -63,6 +63,7 @@ class Question:
         ablation: Whether the pair of `ironrank.recipes.stages.ABLATION` is trained both ways.
         equal: What is equal within a budget: "size" or "latency".
         protocol: How nets are judged.
+        ramp: Share of a training from random weights in which the attack's eps grows to its full size.
     """
 
     base: Run
@@ -73,6 +74,7 @@ class Question:
     ablation: bool
     equal: str
     protocol: Protocol
+    ramp: float = 0.0
 
     @property
     def wanted(self) -> Iterator[tuple[str, str]]:
@@ -92,7 +94,7 @@ class Question:
 
     def identity(self) -> dict[str, Any]:
         """Return what a folder keeps of a comparison: methods, budgets and seeds may be added, this may not change."""
-        return {"format": 1, "run": identity(encode(self.base)), "equal": self.equal,
+        return {"format": 1, "run": identity(encode(self.base)), "ramp": self.ramp, "equal": self.equal,
                 "protocol": dataclasses.asdict(self.protocol)}  # fmt: skip
 
 
@@ -107,6 +109,7 @@ def ask(
     n: int,
     steps: int,
     restarts: int,
+    settings: Mapping[str, Method] | None = None,
 ) -> Question:
     """Check the words of a comparison.
 
@@ -121,6 +124,7 @@ def ask(
         n: Test images that are attacked.
         steps: Steps of PGD.
         restarts: Random starts on each loss.
+        settings: Methods by name, where the recipe has settings of its own; those of the run itself come first.
 
     Returns:
         The question.
@@ -129,14 +133,14 @@ def ask(
         IronrankError: If a word is unknown or a number out of range.
     """
     stages = stages_of(run)
-    base = _dense(stages)
+    base, ramp = _dense(stages)
     for word, value, allowed in (("equal", equal, EQUAL), ("train", training, tuple(TRAININGS))):
         if value not in allowed:
             raise IronrankError(f"{word}={value!r}: {nearest(value, list(allowed))}")
     for name, count in (("seeds", seeds), ("n", n), ("steps", steps), ("restarts", restarts)):
         if count < 1:
             raise IronrankError(f"{name}={count}: allowed is at least 1")
-    own = {stage.method.name: stage.method for stage in stages}
+    own = {**(settings or {}), **{stage.method.name: stage.method for stage in stages}}
     norm, eps = base.objective.threat or (base.validate.norm, base.validate.eps)
     return Question(
         base=base,
@@ -147,6 +151,7 @@ def ask(
         ablation=ablation,
         equal=equal,
         protocol=Protocol(norm, eps, n, steps, restarts),
+        ramp=ramp,
     )
 
 
@@ -155,13 +160,21 @@ def stages_of(run: Run) -> list[Run]:
     return [*(stages_of(run.start) if isinstance(run.start, Run) else []), run]
 
 
-def _dense(stages: Sequence[Run]) -> Run:
+def _dense(stages: Sequence[Run]) -> tuple[Run, float]:
+    """Return the dense run, and the share of its steps in which the attack's eps grows."""
     first = stages[0]
     if first.start is not None:
         raise IronrankError(
             f"start={first.start}: a comparison trains every net from its first step; take start=none"
         )
-    return dataclasses.replace(first, method=Dense(), epochs=sum(stage.epochs for stage in stages))
+    base = dataclasses.replace(first, method=Dense(), epochs=sum(stage.epochs for stage in stages))
+    steps = getattr(first.objective, "ramp", 0)
+    if not steps or not first.epochs:
+        return base, 0.0
+    share = (
+        (1 + 1e-9) * steps * first.batch_size / (first.epochs * images_of(first))
+    )  # rounded down to steps later
+    return dataclasses.replace(base, objective=dataclasses.replace(base.objective, ramp=0)), share  # type: ignore[call-arg]
 
 
 def _names(methods: str | Sequence[str]) -> list[str]:
