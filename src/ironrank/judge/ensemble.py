@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ironrank.attacks import FGSM, PGD
+from ironrank.attacks import APGD, FGSM, PGD, LowRankPGD
 from ironrank.attacks.base import Attack
 from ironrank.judge.subject import INWARDS, Subject
 from ironrank.settings import Settings, setting
 
 GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
 STANDING, PROBE, SURVIVORS = "standing", "probe", "survivors"
+Ball = dict[str, Any]  # norm and eps
 MORE_STEPS, MORE_RESTARTS, SINGLE, CURVE = "more-steps", "more-restarts", "fgsm", "curve"
 
 
@@ -78,25 +80,24 @@ class Trial:
         return self.attack.radius <= subject.eps
 
 
-def trials_of(subject: Subject, level: Level, side: int) -> list[Trial]:
+def trials_of(subject: Subject, level: Level, shape: tuple[int, ...]) -> list[Trial]:
     """Return the attacks of an audit, in order.
 
     Args:
         subject: The net.
         level: How long to look.
-        side: Number of pixels and channels of an image.
+        shape: Of one image.
 
     Returns:
         The attacks; without those that follow gradients, where there are none.
     """
-    norm, eps = subject.norm, subject.eps
-    standing = [*_gradient(norm, eps, level), *_transfer(subject, level)]
-    survivors = [
-        _pgd(MORE_STEPS, PGD(norm=norm, eps=eps, loss="margin", steps=2 * level.steps), where=SURVIVORS),
-        _pgd(MORE_RESTARTS, PGD(norm=norm, eps=eps, loss="margin", steps=level.steps,
-                                restarts=2 * level.restarts + 2), where=SURVIVORS),
-    ]  # fmt: skip
-    trials = [*standing, *survivors, *_curve(norm, eps, level, side)]
+    ball = {"norm": subject.norm, "eps": subject.eps}
+    trials = [
+        *_climbs(ball, level, len(shape)),
+        *_transfers(subject, ball, level),
+        *_longer(ball, level),
+        *_curve(subject, level, shape),
+    ]
     return [trial for trial in trials if not (subject.target.blind and needs_gradient(trial))]
 
 
@@ -105,36 +106,49 @@ def needs_gradient(trial: Trial) -> bool:
     return trial.kind in (GRADIENT, MINIMUM)
 
 
-def _gradient(norm: str, eps: float, level: Level) -> list[Trial]:
-    def pgd(loss: str) -> Trial:
-        return _pgd(
-            f"pgd-{loss}", PGD(norm=norm, eps=eps, loss=loss, steps=level.steps, restarts=level.restarts)
-        )
+def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
+    pgd = PGD(**ball, loss="margin", steps=level.steps, restarts=level.restarts, stop=True)
+    apgd = APGD(**ball, loss="ce-scaled", steps=level.steps, restarts=level.restarts)
+    climbs = [
+        Trial(SINGLE, GRADIENT, FGSM(**ball), where=PROBE),
+        _climb("pgd-ce", replace(pgd, loss="ce-scaled")),
+        _climb("pgd-margin", pgd),
+        _climb("pgd-dlr", replace(pgd, loss="dlr")),
+        replace(_climb("pgd-inwards", pgd), source=INWARDS),
+        _climb("apgd-ce", apgd),
+        _climb("apgd-targeted", replace(apgd, loss="dlr", restarts=1, targets=level.targets)),
+    ]
+    if dimensions >= 3:  # only images have rows and columns
+        climbs.append(_climb("low-rank", LowRankPGD(**ball, loss="margin", steps=level.steps, stop=True)))
+    return climbs
 
-    single = Trial(SINGLE, GRADIENT, FGSM(norm=norm, eps=eps), where=PROBE)
-    inwards = Trial("pgd-inwards", GRADIENT, pgd("margin").attack, INWARDS, cost=pgd("margin").cost)
-    return [single, pgd("ce"), pgd("margin"), inwards]
+
+def _climb(name: str, attack: PGD | APGD, where: str = STANDING) -> Trial:
+    cost = attack.steps * attack.restarts * max(1, attack.targets)
+    return Trial(name, GRADIENT, attack, where=where, cost=cost)
 
 
-def _transfer(subject: Subject, level: Level) -> list[Trial]:
-    attack = PGD(norm=subject.norm, eps=subject.eps, loss="margin", steps=level.steps)
+def _transfers(subject: Subject, ball: Ball, level: Level) -> list[Trial]:
+    attack = PGD(**ball, loss="margin", steps=level.steps)
     return [
         Trial(f"transfer-{source.replace(' ', '-')}", TRANSFER, attack, source, cost=level.steps)
         for source in subject.target.sources
     ]
 
 
-def _pgd(name: str, attack: PGD, where: str = STANDING) -> Trial:
-    return Trial(name, GRADIENT, attack, where=where, cost=attack.steps * attack.restarts)
+def _longer(ball: Ball, level: Level) -> list[Trial]:
+    """Return the strongest attack with twice the steps, and one with more starts, for what survives everything."""
+    steps = APGD(**ball, loss="dlr", steps=2 * level.steps, targets=level.targets)
+    starts = PGD(**ball, loss="margin", steps=level.steps, restarts=2 * level.restarts + 2, stop=True)
+    return [_climb(MORE_STEPS, steps, SURVIVORS), _climb(MORE_RESTARTS, starts, SURVIVORS)]
 
 
-def _curve(norm: str, eps: float, level: Level, side: int) -> list[Trial]:
+def _curve(subject: Subject, level: Level, shape: tuple[int, ...]) -> list[Trial]:
     """Return one attack for each radius; the last one is so large that an image can be turned into plain grey."""
-    radii = sorted({factor * eps for factor in (*level.curve, 1.0)} | {grey(norm, eps, side)})
-    attack = PGD(norm=norm, loss="margin", steps=2 * level.steps)
-    return [
-        _pgd(f"{CURVE}-{i:02d}", replace(attack, eps=radius), where=PROBE) for i, radius in enumerate(radii)
-    ]
+    eps, norm = subject.eps, subject.norm
+    radii = sorted({factor * eps for factor in (*level.curve, 1.0)} | {grey(norm, eps, math.prod(shape))})
+    attack = PGD(norm=norm, loss="margin", steps=2 * level.steps, stop=True)
+    return [_climb(f"{CURVE}-{i:02d}", replace(attack, eps=radius), PROBE) for i, radius in enumerate(radii)]
 
 
 def grey(norm: str, eps: float, side: int) -> float:

@@ -138,5 +138,5 @@ class Asked:
         """Return what is to be done."""
         level = self.question.length
         blocks = blocks_of(len(self.samples), min(level.probe, len(self.samples)), level.block)
-        trials = trials_of(self.subject, level, self.samples.x[0].numel())
+        trials = trials_of(self.subject, level, tuple(self.samples.x.shape[1:]))
         return Work(self.subject, self.samples, blocks, trials, ledger)
