@@ -9,7 +9,7 @@ from ironrank.attacks import PGD
 from ironrank.data import FashionSmall, Images
 from ironrank.judge.ensemble import Level
 
-TINY = Level(images=96, probe=64, block=16, steps=10, queries=60, draws=20, targets=2, curve=(0.5, 2.0))
+TINY = Level(images=96, probe=64, block=16, steps=8, queries=30, draws=20, targets=2, curve=(0.5, 2.0))
 
 
 def small_net(eps: float = 0.0, epochs: int = 4) -> nn.Sequential:

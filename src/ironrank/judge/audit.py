@@ -37,6 +37,7 @@ from ironrank.judge.worker import shared_out
 
 CHECKS = "checks"  # the entry of the ledger that is no attack
 SATURATED, PROBABILITIES = "cross-entropy saturates", "output is probabilities"  # flags
+FACELESS = "no slope at black or white pixels"
 
 
 def audit(
@@ -134,7 +135,11 @@ def _first(asked: Asked, work: Work) -> tuple[list[Check], list[str], Tensor]:
         probe = asked.samples.part(work.blocks[0])
         right = probe.take(asked.subject.right(probe))
         checks += slopes(asked.subject, right)
-        found = {SATURATED: saturated(asked.subject, right), PROBABILITIES: asked.subject.probabilities}
+        found = {
+            SATURATED: saturated(asked.subject, right),
+            PROBABILITIES: asked.subject.probabilities,
+            FACELESS: asked.subject.faceless,
+        }
         notes = {
             "checks": [check.plain() for check in checks],
             "flags": [flag for flag in found if found[flag]],

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ironrank.attacks import APGD, FGSM, PGD, LowRankPGD
+from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, Square
 from ironrank.attacks.base import Attack
 from ironrank.judge.subject import INWARDS, Subject
 from ironrank.settings import Settings, setting
@@ -91,10 +91,13 @@ def trials_of(subject: Subject, level: Level, shape: tuple[int, ...]) -> list[Tr
     Returns:
         The attacks; without those that follow gradients, where there are none.
     """
-    ball = {"norm": subject.norm, "eps": subject.eps}
+    ball: Ball = {"norm": subject.norm, "eps": subject.eps}
     trials = [
         *_climbs(ball, level, len(shape)),
+        Trial("fmn", MINIMUM, FMN(**ball, steps=2 * level.steps), cost=2 * level.steps),
         *_transfers(subject, ball, level),
+        Trial("square", FREE, Square(**ball, queries=level.queries), cost=level.queries / 3),
+        Trial("noise", NOISE, Noise(**ball, draws=level.draws), where=PROBE, cost=level.draws / 3),
         *_longer(ball, level),
         *_curve(subject, level, shape),
     ]
@@ -111,7 +114,7 @@ def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
     apgd = APGD(**ball, loss="ce-scaled", steps=level.steps, restarts=level.restarts)
     climbs = [
         Trial(SINGLE, GRADIENT, FGSM(**ball), where=PROBE),
-        _climb("pgd-ce", replace(pgd, loss="ce-scaled")),
+        _climb("pgd-ce", replace(pgd, loss="ce")),
         _climb("pgd-margin", pgd),
         _climb("pgd-dlr", replace(pgd, loss="dlr")),
         replace(_climb("pgd-inwards", pgd), source=INWARDS),

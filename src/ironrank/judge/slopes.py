@@ -89,7 +89,7 @@ def saturated(subject: Subject, samples: Samples) -> bool:
     few = samples.part(slice(0, IMAGES))
     if not len(few) or subject.target.blind:
         return False
-    loss = Loss(subject.model, lambda logits, _: cross_entropy(logits, few.y))
+    loss = Loss(subject.plain, lambda logits, _: cross_entropy(logits, few.y))
     try:
         _, gradient = loss_and_gradient(loss, few.x)
     except (IronrankError, RuntimeError):
@@ -111,12 +111,12 @@ def _place(subject: Subject, few: Samples, x: Tensor) -> Place:
     x = x.clamp(step, 1 - step)  # the net may be undefined outside the box, where differences would lead
     truth = few.y[:, None]
     with torch.no_grad():
-        ahead = subject.model(x).scatter(1, truth, -torch.inf).argmax(1, keepdim=True)
+        ahead = subject.plain(x).scatter(1, truth, -torch.inf).argmax(1, keepdim=True)
 
     def lead(logits: Tensor, _: Tensor) -> Tensor:
         return (logits.gather(1, ahead) - logits.gather(1, truth))[:, 0]
 
-    loss = Loss(subject.model, lead)
+    loss = Loss(subject.plain, lead)
     return Place(x, loss, loss_and_gradient(loss, x)[1].detach())
 
 
@@ -178,7 +178,7 @@ def _uphill(subject: Subject, places: list[Place]) -> Check:
 
 @torch.no_grad()
 def _rises(subject: Subject, few: Samples, end: Tensor) -> Check:
-    logits = (subject.model(x) for x in (few.x, end))
+    logits = (subject.plain(x) for x in (few.x, end))
     before, after = (margin(there, few.y) for there in logits)
     share = (~(after > before)).double().mean().item()
     text = f"the margin of {100 * share:.1f} % of the images does not rise in a climb of {STEPS} steps"

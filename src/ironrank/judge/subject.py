@@ -22,11 +22,12 @@ from ironrank.judge.targets import Target
 
 BATCH = 250  # images at a time
 INWARDS = "inwards"  # the source that stands for the net itself, seen from pixels nearer to grey
+_ENDED = 0.05  # share of pixels without a slope
 _SUM = 1e-3  # probabilities add up to 1 within this
 
 
 class Inwards(nn.Module):
-    """A net that sees all pixels a little nearer to grey; attacks on it leave the box's faces, where slopes may end.
+    """A net whose slopes are looked up a little nearer to grey; what it says is what it says of the pixels given.
 
     A net that cuts its pixels at the range of the data has no gradient at pixels that are exactly black or white, and
     steps in the direction of a zero lead nowhere.
@@ -41,8 +42,13 @@ class Inwards(nn.Module):
         self.net, self.share = net, share
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (b, classes) of the pixels moved inwards."""
-        return self.net(x + self.share * (0.5 - x))
+        """Return the logits (b, classes) of ``x``, with the gradient of the pixels moved inwards."""
+        if not torch.is_grad_enabled():
+            return self.net(x)
+        inner = self.net(x + self.share * (0.5 - x))
+        with torch.no_grad():
+            there = self.net(x)
+        return inner + (there - inner).detach()
 
 
 class Logarithm(nn.Module):
@@ -73,6 +79,7 @@ class Subject:
         seed: Seed of everything random.
         classes: Number of logits.
         probabilities: Whether the net returns probabilities.
+        faceless: Whether slopes end where pixels are black or white; they are then looked up nearer to grey.
     """
 
     target: Target
@@ -81,10 +88,16 @@ class Subject:
     seed: int
     classes: int
     probabilities: bool = False
+    faceless: bool = False
 
     @property
     def model(self) -> nn.Module:
         """What is attacked."""
+        return Inwards(self.plain) if self.faceless else self.plain
+
+    @property
+    def plain(self) -> nn.Module:
+        """The net with logits, and with its own gradients."""
         return Logarithm(self.target.model) if self.probabilities else self.target.model
 
     def generator(self, *what: int | str) -> torch.Generator:
@@ -93,7 +106,7 @@ class Subject:
 
     def _followed(self, source: str) -> nn.Module:
         if source == INWARDS:
-            return Inwards(self.model)
+            return Inwards(self.plain)
         return self.target.sources[source] if source else self.model
 
     @contextmanager
@@ -156,13 +169,16 @@ def subject_of(target: Target, samples: Samples, norm: str, eps: float, seed: in
     """
     subject = Subject(target, norm, eps, seed, 0)
     with subject.judged():
-        logits = _first_logits(target, samples.part(slice(0, 8)))
+        few = samples.part(slice(0, 8))
+        logits, faceless = _first_logits(target, few), _is_faceless(target.model, few.x)
     if samples.y.max() >= logits.shape[1] or samples.y.min() < 0:
         raise IronrankError(
             f"audit of {target.name}: {logits.shape[1]} logits, but a label is {int(samples.y.max())}; "
             "is it the right data set?"
         )
-    return replace(subject, classes=logits.shape[1], probabilities=_are_probabilities(logits))
+    return replace(
+        subject, classes=logits.shape[1], probabilities=_are_probabilities(logits), faceless=faceless
+    )
 
 
 def _first_logits(target: Target, few: Samples) -> Tensor:
@@ -185,3 +201,22 @@ def _first_logits(target: Target, few: Samples) -> Tensor:
 
 def _are_probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < _SUM).all())
+
+
+def _is_faceless(model: nn.Module, x: Tensor) -> bool:
+    """Return whether many pixels have no slope where they are, but have one a little nearer to grey."""
+
+    def slopes(at: Tensor) -> Tensor:
+        at = at.clone().requires_grad_()
+        logits = model(at)
+        weights = torch.linspace(1, 2, logits.shape[1]).to(
+            logits
+        )  # slopes of softmax outputs would add up to 0
+        return torch.autograd.grad((logits * weights).sum(), at)[0]
+
+    try:
+        with torch.enable_grad():
+            ended = (slopes(x) == 0) & (slopes(x + 0.02 * (0.5 - x)) != 0)
+    except (RuntimeError, IronrankError):  # no gradient at all: a sanity test says so
+        return False
+    return ended.double().mean().item() > _ENDED
