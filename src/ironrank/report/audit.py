@@ -179,7 +179,9 @@ def _check(item: Mapping[str, Any]) -> Check:
     return Check(
         name=fields.word(item.get("name")),
         passed=item.get("passed") is True,  # whatever is no clear yes was not passed
-        value=fields.said(item.get("value")),
+        value="∞"
+        if item.get("value", "") is None
+        else fields.said(item.get("value")),  # JSON has no infinity
         limit=fields.said(item.get("limit")),
         text=fields.word(item.get("text")),
     )
