@@ -31,6 +31,7 @@ from ironrank.methods import (
     Dense,
     Method,
     Projected,
+    RobustDLRT,
     SoftOrthogonal,
     Spectral,
 )
@@ -290,6 +291,9 @@ METHOD_CASES: dict[str, MethodCase] = {
         Magnitude(budget="params=1x"), Magnitude(budget="params=1.5x"), holds_filters, cuts_at_prepare=True
     ),
     "dlrt": MethodCase(DLRT(**_ALL), DLRT(keep=0.75), holds_adaptive, turns=True),
+    "robust-dlrt": MethodCase(
+        RobustDLRT(**_ALL), RobustDLRT(keep=0.75, cycle=3, tolerance=0.05), holds_adaptive, turns=True
+    ),
 }
 
 # ---- a problem that every method can learn in a moment

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Magnitude,
         Method,
         Projected,
+        RobustDLRT,
         SoftOrthogonal,
         Spectral,
     )
@@ -53,6 +54,7 @@ _HOMES = {
         "UV",
         "CondLR",
         "DLRT",
+        "RobustDLRT",
         "Cayley",
         "Projected",
         "SoftOrthogonal",
@@ -83,6 +85,7 @@ __all__ = [
     "UV",
     "CondLR",
     "DLRT",
+    "RobustDLRT",
     "Cayley",
     "Projected",
     "SoftOrthogonal",

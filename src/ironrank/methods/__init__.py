@@ -8,6 +8,7 @@ from ironrank.methods.dense import Dense
 from ironrank.methods.dlrt import DLRT
 from ironrank.methods.magnitude import Magnitude
 from ironrank.methods.projected import Projected
+from ironrank.methods.robust_dlrt import RobustDLRT
 from ironrank.methods.soft_orthogonal import SoftOrthogonal
 from ironrank.methods.spectral import Spectral
 from ironrank.methods.svd import SVD
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
         CondLR,
         CSTAR,
         DLRT,
+        RobustDLRT,
         Cayley,
         Projected,
         SoftOrthogonal,
@@ -40,6 +42,7 @@ __all__ = [
     "CondLR",
     "CSTAR",
     "DLRT",
+    "RobustDLRT",
     "Cayley",
     "Projected",
     "SoftOrthogonal",

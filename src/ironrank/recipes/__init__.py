@@ -23,6 +23,7 @@ RECIPES: dict[str, Callable[..., Run]] = {
     "orthogonal/lenet5-mnist": orthogonal.lenet5_mnist,
     "orthogonal/vgg16-cifar10": orthogonal.vgg16_cifar10,
     "dlrt/lenet5-mnist": dlrt.lenet5_mnist,
+    "robust-dlrt/vgg16-cifar10": dlrt.vgg16_cifar10,
 }
 
 __all__ = ["RECIPES"]

@@ -34,7 +34,6 @@ class Certificate:
         lipschitz: The bound of the whole net.
         smoothing: What randomized smoothing proved, with its settings; None where it was not done.
         smoothed: Its accuracies.
-        smoothed_n: Images behind them.
     """
 
     points: Points
@@ -45,9 +44,7 @@ class Certificate:
     n: int | None
     smoothing: Mapping[str, str] | None
     smoothed: Points
-    smoothed_n: int | None
     rounding: Mapping[str, str]
-    reason: str
     command: str
 
 
@@ -78,11 +75,7 @@ def read(where: str, value: object) -> Certificate | None:
     smoothing = (
         None if raw.get("smoothing") is None else fields.mapping(f"{where}: smoothing", raw["smoothing"])
     )
-    kept = {
-        key: item
-        for key, item in (smoothing or {}).items()
-        if isinstance(item, int | float) and key != "images"
-    }
+    kept = {k: v for k, v in (smoothing or {}).items() if k not in ("certified", "interval", "radii")}
     return Certificate(
         points=_points(where, raw.get("radii"), raw.get("certified"), raw.get("interval")),
         vacuous=raw["verdict"] == "vacuous",
@@ -92,9 +85,7 @@ def read(where: str, value: object) -> Certificate | None:
         n=text.whole(raw.get("n")),
         smoothing=None if smoothing is None else fields.facts(kept),
         smoothed=_smoothed(f"{where}: smoothing", smoothing or {}, raw.get("radii")),
-        smoothed_n=text.whole((smoothing or {}).get("images", raw.get("n"))),
         rounding=fields.facts(raw.get("rounding")),
-        reason=fields.word(raw.get("reason"), ""),
         command=fields.word(raw.get("command"), ""),
     )  # fmt: skip
 

@@ -141,7 +141,7 @@ def certificates(rows: Sequence[Row]) -> Table | None:
 
 def _certificate(row: Row, proof: Certificate, radii: Sequence[float]) -> list[tuple[Cell, ...]]:
     n = Cell(text.count(proof.n))
-    verdict = Cell(VACUOUS if proof.vacuous else "certified", proof.reason, alarm=proof.vacuous)
+    verdict = Cell(VACUOUS if proof.vacuous else "certified", alarm=proof.vacuous)
     lines = [
         (Cell(row.name), Cell("Lipschitz bound"), verdict, *(_at(proof.points, r) for r in radii),
          Cell(text.significant(proof.lipschitz)), n)
@@ -150,7 +150,7 @@ def _certificate(row: Row, proof: Certificate, radii: Sequence[float]) -> list[t
         settings = ", ".join(f"{key}{NO_BREAK}{value}" for key, value in proof.smoothing.items())
         lines.append(
             (Cell(row.name), Cell("randomized smoothing", settings), Cell("certified"),
-             *(_at(proof.smoothed, r) for r in radii), Cell(text.DASH), Cell(text.count(proof.smoothed_n)))
+             *(_at(proof.smoothed, r) for r in radii), Cell(text.DASH), n)
         )  # fmt: skip
     return lines
 

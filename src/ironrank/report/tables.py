@@ -36,7 +36,7 @@ def overview(rows: Sequence[Row], verdict: Verdict) -> Table:
         Column("deployed size", "kB"),
         Column("latency", "ms, median [q1, q3]"),
         Column("largest condition number", "σ₁ / σᵣ"),
-        Column("test images", "the first n" if all("first" in row.text("data") for row in rows) else "n"),
+        Column("test images", "n"),
         Column("seed", "training, attack" if any("train_seed" in row.raw for row in rows) else ""),
     )
     picked = "" if verdict.pick is None else " The net of the verdict is set in bold."
@@ -59,9 +59,13 @@ def _line(row: Row, attacks: tuple[tuple, ...], radius: float | None) -> tuple[C
         Cell(_scaled(row.count("bytes"), 1e3)),
         latency(row),
         Cell(text.significant(row.max_cond)),
-        Cell(text.count(row.count("n"))),
+        Cell(text.count(row.count("n")), _subset(row)),
         Cell(_seeds(row)),
     )
+
+
+def _subset(row: Row) -> str:
+    return "first of the test set" if "first" in row.text("data") else ""
 
 
 def _seeds(row: Row) -> str:
