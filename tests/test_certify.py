@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ironrank.certificates import certify
 from ironrank.certificates.layers import MODULES, SLOPES, adaptive_average_pool, average_pool, max_pool
@@ -128,7 +128,15 @@ def batched_norm() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), plane())
 
 
+def relu(x: Tensor) -> Tensor:
+    """Not what its name says."""
+    return 9 * x
+
+
+fx.wrap("relu")
+
 REFUSED = {
+    "a name that is taken": (lambda: Calls(lambda x: relu(x)), "functions of torch"),
     "unknown layer": (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(4)), "'1' .LayerNorm."),
     "unknown function": (lambda: Calls(lambda x: x.softmax(1)), "softmax"),
     "joined by a product": (lambda: Calls(lambda x: x * x), "'mul'"),

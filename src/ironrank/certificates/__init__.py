@@ -5,10 +5,12 @@ convolution.py   the same of convolutions as operators on images
 linear.py        linear layers: operator, composition, rounding in float32
 layers.py        activations, pooling, and what only reorders numbers
 functions.py     the same as functions and methods of tensors
+values.py        what a walk through a net carries along
 walk.py          from the image to the logits of any net that can be traced
 certify.py       radius of each image, certified accuracy, verdict
 binomial.py      exact limits on a probability
 smoothing.py     randomized smoothing: any net, with a confidence
+folders.py       the certificate of a run folder
 """
 
 from ironrank.certificates.certify import certify

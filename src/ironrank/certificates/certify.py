@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from ironrank import __version__
 from ironrank.certificates.convolution import Convolution
-from ironrank.certificates.walk import Value, Walk
+from ironrank.certificates.values import Value
+from ironrank.certificates.walk import Walk
 from ironrank.data import Images
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches

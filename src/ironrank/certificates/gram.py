@@ -16,8 +16,8 @@ its bound, so that a wrong lower bound could cost time and never soundness.
 Large matrices: a guess ``s`` from below, made a little larger, is proven by a Cholesky factorization of ``s I - G``:
 if it runs through, no eigenvalue of that matrix is below ``- c tr(s I - G)`` with c about n times the unit roundoff.
 
-Rounding: ``gamma(n)`` bounds the relative error of a sum of n products in any order, four times what the standard model
-says, which covers complex numbers as well. Every step above carries it along.
+Rounding: ``gamma(n)`` bounds the relative error of a sum of n products in any order; in float64 with four times the
+unit roundoff, which covers complex numbers as well. Every step above carries it along.
 
 Sources: Delattre, Barthélemy, Araujo, Allauzen, "Efficient bound of Lipschitz constant for convolutional layers by Gram
 iteration", 2023 (read in secondary sources; the pruning, the stopping rule, the bound by the trace and the account of
@@ -40,17 +40,17 @@ _STEPS = 48
 _SLACK = 1 + 1e-12  # scalar arithmetic: a few dozen roundings of 1e-16
 
 
-def gamma(n: int, eps: float = torch.finfo(torch.float64).eps) -> float:
+def gamma(n: int, unit: float = 2 * torch.finfo(torch.float64).eps) -> float:
     """Bound the relative error of a sum of n products, in any order.
 
     Args:
         n: Number of products.
-        eps: Twice the unit roundoff of the arithmetic.
+        unit: Error of one operation: the unit roundoff, or a larger number for caution.
 
     Returns:
-        ``2 n eps / (1 - 2 n eps)``, four times the classical bound; infinite where that has no meaning.
+        ``(n + 2) unit / (1 - (n + 2) unit)``; infinite where that has no meaning.
     """
-    share = 2 * (n + 2) * eps
+    share = (n + 2) * unit
     return share / (1 - share) if share < 1 else math.inf
 
 

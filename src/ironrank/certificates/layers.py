@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ironrank.certificates.gram import gamma, spectral_norm
-from ironrank.certificates.linear import CONVOLUTIONS, EPS32, TINY32, Local, of_batch_norm, of_conv, of_linear
+from ironrank.certificates.linear import (
+    CONVOLUTIONS,
+    EPS32,
+    TINY32,
+    UNIT32,
+    Local,
+    of_batch_norm,
+    of_conv,
+    of_linear,
+)
 from ironrank.errors import IronrankError
 
 Shape = tuple[int, ...]
@@ -136,7 +145,7 @@ def _unit(n: int) -> Tensor:
 def _averages(lines: list[Tensor], terms: int) -> Local:
     """Return the bounds of a product of averages over axes: weights are above zero, so noise is a share of the gain."""
     gain = math.prod(spectral_norm(line, rtol=1e-6) for line in lines)
-    return Local(gain, gamma(terms + 4, EPS32) * gain, TINY32, method="average")
+    return Local(gain, gamma(terms + 4, UNIT32) * gain, TINY32, method="average")
 
 
 def max_pool(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ironrank.certificates.convolution import Convolution
 from ironrank.certificates.gram import gamma
 
-EPS32 = torch.finfo(torch.float32).eps  # twice the unit roundoff, as `gamma` takes it
+EPS32 = torch.finfo(torch.float32).eps  # twice the unit roundoff
+UNIT32 = EPS32 / 2
 TINY32 = torch.finfo(torch.float32).tiny  # below this float32 may flush to zero
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -129,7 +130,7 @@ def convolution(operator: Convolution, bias: Tensor | None) -> Local:
         largest column sum.
     """
     outputs, positions = len(operator.kernel), math.prod(operator.output_size)
-    relative = gamma(operator.kernel[0].numel() + 1, EPS32)
+    relative = gamma(operator.kernel[0].numel() + 1, UNIT32)
     size = operator.kernel.abs().reshape(operator.groups, -1, *operator.kernel.shape[1:])
     rows = size.flatten(2).sum(2).max().item()
     columns = size.transpose(1, 2).flatten(2).sum(2).max().item()

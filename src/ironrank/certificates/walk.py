@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 import operator as op
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,44 +31,11 @@ from torch import Tensor, fx, nn
 from ironrank.certificates.convolution import Convolution
 from ironrank.certificates.functions import FUNCTIONS, plain_name, scaled, shifted
 from ironrank.certificates.layers import MODULES
-from ironrank.certificates.linear import EPS32, Local, Operator, then
+from ironrank.certificates.linear import EPS32, Local
+from ironrank.certificates.values import Step, Value, moved, norms, step_of
 from ironrank.errors import IronrankError
 
 _PLAIN = ("size", "dim", "ndimension", "numel", "getattr")  # they give numbers, not tensors
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A value of the graph for a batch of images; see the top of this file.
-
-    Attributes:
-        x: (b, ...), float64.
-        lipschitz: From the image to here.
-        error: (b,), float64.
-        slope: Growth of the error with the distance from the image.
-        source: An operator that ends here, and the Lipschitz constant of where it starts.
-    """
-
-    x: Tensor
-    lipschitz: float
-    error: Tensor
-    slope: float = 0.0
-    source: tuple[Operator, float] | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the value."""
-        return tuple(self.x.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What is known of one node of the graph, whatever the images."""
-
-    local: Local
-    lipschitz: float
-    source: tuple[Operator, float] | None
-    folded: bool
 
 
 class _Tracer(fx.Tracer):
@@ -158,8 +124,8 @@ class Walk:
             return self._joined(node, name, values, result)
         step = self.steps.get(node.name)
         if step is None:
-            step = self.steps[node.name] = _step(self._local(node, name, args, kwargs), values[0])
-        return _moved(values[0], result, step)
+            step = self.steps[node.name] = step_of(self._local(node, name, args, kwargs), values[0])
+        return moved(values[0], result, step)
 
     def _check(
         self, node: fx.Node, name: str, kwargs: dict[str, Any], values: list[Value], result: Any
@@ -198,6 +164,8 @@ class Walk:
                 if type(module) not in MODULES or "forward" in vars(module):
                     raise self._refusal(node, "only layers that are known have one")
                 return MODULES[type(module)](module, args[0].shape)
+            if node.op == "call_function" and not _known_maker(node.target):
+                raise self._refusal(node, "only functions of torch are known")
             if name in _ARITHMETIC:
                 return _arithmetic(name, args)
             if name in FUNCTIONS and isinstance(args[0], Value):
@@ -215,7 +183,7 @@ class Walk:
             raise self._refusal(node, "it joins several values in a way that has none")
         error, slope = sum(v.error for v in values), math.fsum(v.slope for v in values)
         self.steps.setdefault(node.name, Step(Local(1.0, method="sum"), total, None, False))
-        error = error + EPS32 * (_norms(result) + error)
+        error = error + EPS32 * (norms(result) + error)
         return Value(result, total, error, slope + EPS32 * (total + slope))
 
     def _refusal(self, node: fx.Node, reason: str) -> IronrankError:
@@ -242,6 +210,23 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 _ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div")
 
 
+def _full_name(node: fx.Node) -> str:
+    """Return the full name of a layer, or that of the module that calls a function and the function's."""
+    if node.op == "call_module":
+        return str(node.target)
+    inside = [str(name) for name in node.meta.get("nn_module_stack", {}) if name]
+    return ".".join([*inside[-1:], node.name])
+
+
+def _known_maker(function: Any) -> bool:
+    """Return whether a function is of torch or Python, and not one of the same name."""
+    return (getattr(function, "__module__", None) or "torch").partition(".")[0] in (
+        "torch",
+        "_operator",
+        "builtins",
+    )
+
+
 def _arithmetic(name: str, args: tuple) -> Local:
     """Return the bounds of arithmetic between one value and a constant."""
     left, right = args[:2]
@@ -252,31 +237,6 @@ def _arithmetic(name: str, args: tuple) -> Local:
     if kind in ("truediv", "div") and value is right:
         raise TypeError("division by a value")
     return scaled(value.shape, constant, divide=kind != "mul")
-
-
-def _step(local: Local, value: Value) -> Step:
-    """Take the smaller of the product of bounds and the norm of the composed operator from where it starts."""
-    lipschitz, source, folded = local.gain * value.lipschitz, None, False
-    if local.keeps:
-        return Step(local, lipschitz, value.source, False)
-    if local.operator is not None:
-        source = (local.operator, value.lipschitz)
-        whole = then(value.source[0], local.operator) if value.source else None
-        if whole is not None and value.source is not None:
-            together, source = whole.norm() * value.source[1], (whole, value.source[1])
-            lipschitz, folded = min(lipschitz, together), together < lipschitz
-    return Step(local, lipschitz, source, folded)
-
-
-def _moved(value: Value, result: Tensor, step: Step) -> Value:
-    gain, noise = step.local.gain, step.local.noise
-    error = gain * value.error + noise * (_norms(value.x) + value.error) + step.local.floor
-    slope = gain * value.slope + noise * (value.lipschitz + value.slope)
-    return Value(result, step.lipschitz, error, slope, step.source)
-
-
-def _norms(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
 
 
 def _tensors(arguments: Any) -> Any:
