@@ -17,7 +17,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ironrank.attacks import APGD, FGSM, FGSMRS, FMN, NFGSM, PGD, Attack, LowRankPGD, Noise, Square
+from ironrank.attacks import (
+    APGD,
+    FGSM,
+    FGSMRS,
+    FMN,
+    NFGSM,
+    PGD,
+    Attack,
+    LowRankPGD,
+    Noise,
+    SpectralAttack,
+    Square,
+)
 from ironrank.data import MNIST, DataSpec
 from ironrank.layers import FORMS, FactoredLinear, Rank, factored_kind, full_rank, narrowed
 from ironrank.linalg import condition_number, feasible_ranks, orthonormality_error
@@ -150,6 +162,7 @@ ATTACK_CASES: dict[str, Attack] = {
     "fmn": FMN(eps=0.1, steps=5),
     "square": Square(eps=0.1, queries=5),
     "noise": Noise(eps=0.1, draws=5),
+    "spectral": SpectralAttack(eps=0.1, directions=2, steps=2),
 }
 
 # ---- objectives: made for a radius, and what each is at radius 0

@@ -9,7 +9,20 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ironrank.attacks import APGD, ATTACKS, FGSM, FGSMRS, FMN, NFGSM, PGD, LowRankPGD, Noise, Square, stronger
+from ironrank.attacks import (
+    APGD,
+    ATTACKS,
+    FGSM,
+    FGSMRS,
+    FMN,
+    NFGSM,
+    PGD,
+    LowRankPGD,
+    Noise,
+    SpectralAttack,
+    Square,
+    stronger,
+)
 from ironrank.attacks.losses import LOSSES, cross_entropy, margin, spread
 from ironrank.attacks.threat import project, random_start, steepest
 from ironrank.errors import IronrankError
@@ -30,6 +43,7 @@ CASES = {
     "fmn": lambda **kw: FMN(steps=10, **kw),
     "square": lambda **kw: Square(queries=30, **kw),
     "noise": lambda **kw: Noise(draws=60, **kw),
+    "spectral": lambda **kw: SpectralAttack(steps=6, directions=2, stop=False, **kw),
 }
 STOPS = {
     "pgd-targets",
@@ -139,6 +153,7 @@ LONG = {  # steps long and many enough to forget the start
     "pgd-targets": lambda eps, **kw: PGD(eps=eps, step_size=eps, targets=1, **kw),
     "apgd": lambda **kw: APGD(stop=False, **kw),
     "apgd-targets": lambda **kw: APGD(stop=False, targets=1, **kw),
+    "spectral": lambda **kw: SpectralAttack(stop=False, **kw),
 }
 
 

@@ -7,10 +7,12 @@ from ironrank.attacks.fmn import FMN
 from ironrank.attacks.low_rank import LowRankPGD
 from ironrank.attacks.noise import Noise
 from ironrank.attacks.pgd import PGD, stronger
+from ironrank.attacks.spectral import SpectralAttack
 from ironrank.attacks.square import Square
+from ironrank.attacks.universal import Universal, UniversalResult, universal
 
 ATTACKS: dict[str, type[Attack]] = {
-    a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD, LowRankPGD, APGD, FMN, Square, Noise)
+    a.name: a for a in (FGSM, FGSMRS, NFGSM, PGD, LowRankPGD, APGD, FMN, Square, Noise, SpectralAttack)
 }
 
 __all__ = [
@@ -25,5 +27,9 @@ __all__ = [
     "FMN",
     "Square",
     "Noise",
+    "SpectralAttack",
+    "Universal",
+    "UniversalResult",
+    "universal",
     "stronger",
 ]

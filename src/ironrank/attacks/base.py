@@ -22,6 +22,10 @@ Measure = Callable[
     [Tensor, Tensor], Tensor
 ]  # logits (b, classes) and the pixels they belong to -> losses (b,)
 PRECISIONS = ("float32", "bfloat16")
+NO_GRADIENT = (
+    "attack on a model without a gradient at its pixels: logits that autograd can follow are needed; "
+    "remove no_grad, detach or rounding from the model"
+)
 
 
 class Seen(NamedTuple):
@@ -278,10 +282,7 @@ def _gradient(losses: Tensor, point: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
         if gradient is not None:
             return gradient
-    raise IronrankError(
-        "attack on a model without a gradient at its pixels: logits that autograd can follow are needed; "
-        "remove no_grad, detach or rounding from the model"
-    )
+    raise IronrankError(NO_GRADIENT)
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:
