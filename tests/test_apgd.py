@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ironrank.attacks import APGD, FGSM, PGD
 from ironrank.attacks.apgd import checkpoints
-from ironrank.attacks.base import Loss
 from ironrank.attacks.losses import LOSSES, TARGETED, Aim, dlr, spread, targeted_dlr
+from ironrank.attacks.passes import Loss
 from ironrank.attacks.search import Highest, goals
 from ironrank.errors import IronrankError
 from weights import mnist_net, pixels_and_classes

@@ -30,7 +30,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Attack, Loss, Seen
+from ironrank.attacks.base import Attack
+from ironrank.attacks.passes import Loss, Seen
 from ironrank.attacks.search import Highest, goals, of_rows
 from ironrank.attacks.threat import per_sample, project, random_start, steepest
 from ironrank.settings import setting

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Attack, Loss, loss_and_gradient
+from ironrank.attacks.base import Attack
+from ironrank.attacks.passes import Loss, loss_and_gradient
 from ironrank.attacks.threat import project, random_start, steepest
 from ironrank.settings import setting
 

@@ -35,8 +35,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Attack, Loss, check_batch, private_generator, under_attack
+from ironrank.attacks.base import Attack, check_batch, private_generator, under_attack
 from ironrank.attacks.losses import Aim
+from ironrank.attacks.passes import Loss
 from ironrank.attacks.search import Highest, classes_of, of_rows
 from ironrank.attacks.threat import length, per_sample, project, shorten, steepest
 from ironrank.settings import setting

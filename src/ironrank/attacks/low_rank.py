@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Loss
+from ironrank.attacks.passes import Loss
 from ironrank.attacks.pgd import PGD
 from ironrank.attacks.threat import random_start, shorten, steepest
 from ironrank.errors import IronrankError

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Attack, Loss
+from ironrank.attacks.base import Attack
+from ironrank.attacks.passes import Loss
 from ironrank.attacks.search import Highest, of_rows
 from ironrank.attacks.threat import steepest
 from ironrank.settings import setting

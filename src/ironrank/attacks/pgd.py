@@ -12,7 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Attack, Loss, loss_and_gradient
+from ironrank.attacks.base import Attack
+from ironrank.attacks.passes import Loss, loss_and_gradient
 from ironrank.attacks.search import Highest, goals, of_rows
 from ironrank.attacks.threat import project, random_start, steepest
 from ironrank.errors import IronrankError

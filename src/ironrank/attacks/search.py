@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Loss, Seen
 from ironrank.attacks.losses import Aim
+from ironrank.attacks.passes import Loss, Seen
 from ironrank.errors import IronrankError
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import NO_GRADIENT, Attack, Loss
+from ironrank.attacks.base import Attack
+from ironrank.attacks.passes import NO_GRADIENT, Loss
 from ironrank.attacks.search import Highest, of_rows
 from ironrank.attacks.threat import length, per_sample, project, steepest
 from ironrank.errors import IronrankError

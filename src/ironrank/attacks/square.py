@@ -31,8 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Attack, Loss
+from ironrank.attacks.base import Attack
 from ironrank.attacks.losses import LOSSES
+from ironrank.attacks.passes import Loss
 from ironrank.attacks.search import Highest, of_rows
 from ironrank.attacks.threat import length, per_sample, project
 from ironrank.settings import setting

@@ -22,8 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ironrank.attacks.base import Loss, begun, check_batch, loss_and_gradient, private_generator, under_attack
+from ironrank.attacks.base import check_batch, private_generator, under_attack
 from ironrank.attacks.losses import LOSSES, Aim
+from ironrank.attacks.passes import Loss, begun, loss_and_gradient
 from ironrank.attacks.threat import NORMS, shorten, steepest
 from ironrank.data import Images
 from ironrank.settings import Settings, setting

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ironrank.attacks import PGD
-from ironrank.attacks.base import Loss, loss_and_gradient
 from ironrank.attacks.losses import cross_entropy, margin
+from ironrank.attacks.passes import Loss, loss_and_gradient
 from ironrank.attacks.threat import random_start, steepest
 from ironrank.errors import IronrankError
 from ironrank.judge.check import Check
