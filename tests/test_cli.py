@@ -75,6 +75,8 @@ OPTIONS = {
     "compress": {"folder", "--method", "--budget", "--condition", "--dry-run", *TRAINING},
     "audit": {"what", "--data", "--dataset", "--norm", "--eps", "--quick", "--standard", "--full", "--n", "--seed",
               "--jobs", "--twin", "--device", "--out", "--json", "--quiet"},
+    "compare": {"recipe", "--methods", "--budgets", "--seeds", "--equal", "--train", "--ablation", "--set", "--data",
+                "--device", "--out", "--jobs", "--n", "--steps", "--restarts", "--dry-run", "--json", "--quiet"},
     "certify": {"folder", "--radii", "--n", "--which", "--data", "--smoothing", "--draws", "--alpha", "--seed",
                 "--device", "--json"},
     "weakness": {"folder", "--before", "--n", "--which", "--data", "--norm", "--eps", "--seed", "--device", "--json"},

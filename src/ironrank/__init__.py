@@ -5,6 +5,7 @@
     train, Run                     the one training loop and its configuration
     compress                       a trained net made small, and trained on
     evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
+    compare                        many methods on one recipe, at equal size or latency, judged alike
     audit                          attacks, tests of the attacks, and what is proven
     certify, smooth                radii within which no change in L2 changes the class: proven, or with a confidence
     load_model, save               models as JSON and safetensors, rebuilt without the method that made them
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ironrank.artifact import load_model, save
     from ironrank.certificates.certify import certify
     from ironrank.certificates.smoothing import smooth
+    from ironrank.comparison.main import compare
     from ironrank.errors import IronrankError
     from ironrank.judge.audit import audit
     from ironrank.judge.evaluate import evaluate, evaluate_folder
@@ -62,6 +64,7 @@ _HOMES = {
     ),
     "training": ("Run", "train"),
     "verbs": ("compress",),
+    "comparison.main": ("compare",),
     "judge.audit": ("audit",),
     "judge.evaluate": ("evaluate", "evaluate_folder"),
     "certificates.certify": ("certify",),
@@ -94,6 +97,7 @@ __all__ = [
     "Run",
     "train",
     "compress",
+    "compare",
     "evaluate",
     "evaluate_folder",
     "audit",

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ironrank import __version__, auditing, certifying
+from ironrank import __version__, auditing, certifying, comparing
 from ironrank.errors import IronrankError
 from ironrank.options import Data, Device, Folder, Json, Out, Overrides, Quiet, Resume, Seed, Until
 
@@ -273,6 +273,7 @@ def bench(
 
 
 audit = app.command()(auditing.audit)
+compare = app.command()(comparing.compare)
 certify = app.command()(certifying.certify)
 weakness = app.command()(certifying.weakness)
 

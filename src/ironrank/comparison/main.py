@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ironrank.comparison import folder, grid, words
+from ironrank.comparison import folder, grid, page, words
 from ironrank.comparison.cells import Cell, LeftOut, Size, by_params, cells_of
 from ironrank.comparison.estimate import estimate
 from ironrank.comparison.findings import ablation_of, findings
@@ -88,7 +88,7 @@ def compare(
         recipe if isinstance(recipe, Run) else build_run(recipe, [*overrides, *shorthand(data, None, device)])
     )
     question = ask(run, methods, budgets, seeds, equal, training, ablation, n, steps, restarts)
-    place, jobs = Path(out or Path("runs", f"compare-{name.replace('/', '-')}")), _processes(jobs)
+    place, jobs = Path(out or default_folder(name)), _processes(jobs)
     folder.check(place, question)
     for split in ("train", "test"):
         question.base.data.load(split)
@@ -101,6 +101,11 @@ def compare(
     _fill(place, question, cells, jobs, say)
     folder.time_all(place, cells, question.base, say, rounds)
     return _result(place, name, question, cells, left_out)
+
+
+def default_folder(recipe: str) -> Path:
+    """Return where the comparison of a recipe is kept."""
+    return Path("runs", f"compare-{recipe.replace('/', '-')}")
 
 
 def _settings(recipe: str, changes: Sequence[str]) -> dict[str, Method]:
@@ -170,4 +175,5 @@ def _result(
     })  # fmt: skip
     write_json(out / "table.json", result)
     write_text(out / "table.md", words.markdown(result))
+    write_text(out / "comparison.html", page.render(result))
     return result

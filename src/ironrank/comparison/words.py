@@ -10,7 +10,7 @@ from typing import Any
 
 from ironrank.report import markdown as md
 from ironrank.report import text
-from ironrank.report.tables import NO_BREAK, Cell, Column, Table
+from ironrank.report.cells import NO_BREAK, Cell, Column, Table, span
 
 Result = Mapping[str, Any]
 LEARNT = 1.5  # times chance: below that a net has learnt nothing
@@ -82,7 +82,7 @@ def overview(result: Result, training: str) -> Table:
     caption = (
         "±: standard deviation over seeds. Brackets at a difference: 95 % interval over images and seeds."
     )
-    return Table(f"{HEADS[training]}. {caption}", columns, tuple(_line(row) for row in rows))
+    return Table(caption, columns, tuple(_line(row) for row in rows))
 
 
 def _line(row: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -112,7 +112,7 @@ def _difference(found: Mapping[str, Any] | None) -> Cell:
     if found is None:
         return Cell(text.DASH)
     mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
-    return Cell(mean, f"[{low},{NO_BREAK}{high}]")
+    return Cell(mean, span(low, high))
 
 
 def _size(row: Mapping[str, Any]) -> Cell:
@@ -124,14 +124,14 @@ def _size(row: Mapping[str, Any]) -> Cell:
 def _latency(timed: Mapping[str, float] | None) -> Cell:
     if timed is None:
         return Cell(text.DASH)
-    return Cell(text.significant(timed["median"]),
-                f"[{text.significant(timed['q1'])},{NO_BREAK}{text.significant(timed['q3'])}]")  # fmt: skip
+    limits = span(text.significant(timed["q1"]), text.significant(timed["q3"]))
+    return Cell(text.significant(timed["median"]), limits)
 
 
 def _ratio_span(timed: Mapping[str, float] | None) -> str:
     if timed is None:
         return ""
-    return f"[{text.percent(timed['ratio_q1'])},{NO_BREAK}{text.percent(timed['ratio_q3'])}]"
+    return span(text.percent(timed["ratio_q1"]), text.percent(timed["ratio_q3"]))
 
 
 def ablation(result: Result) -> Table | None:
@@ -272,7 +272,8 @@ def markdown(result: Result) -> str:
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def verdict(result: Result) -> str:
-    """Return one line: how many nets were judged, and the first finding."""
+def summary(result: Result) -> str:
+    """Return one line: how many nets, of which kinds, judged by what."""
     count = sum(len(row["seeds"]) for row in result["rows"])
-    return " ".join([f"{count} nets judged by {attack_of(result)}.", *result["findings"][:1]])
+    nets = dict.fromkeys(row["net"] for row in result["rows"] if row["seeds"])
+    return f"{count} trainings of {', '.join(nets)}, judged by {attack_of(result)}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ironrank.report import course, proofs, robustness, structure
@@ -21,7 +21,7 @@ def render(content: Content) -> str:
         HTML; everything that came from outside is escaped.
     """
     rows, threat = content.rows, content.verdict.threat
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         content=content,
         eps=robustness.accuracy_against_eps(rows),
         size=robustness.size_against_robustness(rows, threat),
@@ -34,13 +34,21 @@ def render(content: Content) -> str:
 
 
 @functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ironrank.report"),
+def environment(*packages: str) -> Environment:
+    """Return what renders a page: parts and style of the report, and templates of other rooms.
+
+    Args:
+        *packages: Packages that have templates of their own.
+
+    Returns:
+        The environment; everything that comes from outside is escaped.
+    """
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in ("ironrank.report", *packages)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["drawing"] = Markup  # our own drawings only: their text went through an XML writer
-    return environment
+    made.filters["drawing"] = Markup  # our own drawings only: their text went through an XML writer
+    return made

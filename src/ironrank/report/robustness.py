@@ -143,14 +143,15 @@ def _scatter(axes: Axes, drawn: list[tuple[int, Row, Score]], best: list[tuple[f
         axes.plot([row.size], [100 * score.accuracy], color=look.colour, marker=look.marker, markersize=9,
                   markeredgecolor=PAPER, markeredgewidth=1, linestyle="none", zorder=3)  # fmt: skip
     sizes = [row.size for _, row, _ in drawn]
-    _amounts(axes, min(sizes), max(sizes))
+    amounts(axes, min(sizes), max(sizes))
     axes.set_title("robust accuracy, %")
     axes.set_xlabel("deployed parameters (logarithmic)")
     axes.margins(y=0.15)
     axes.yaxis.set_major_locator(MaxNLocator(6))
 
 
-def _amounts(axes: Axes, smallest: float, largest: float) -> None:
+def amounts(axes: Axes, smallest: float, largest: float) -> None:
+    """Give the horizontal axis, logarithmic, round amounts from the smallest to the largest value."""
     axes.set_xlim(smallest / 1.6, largest * 1.6)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if largest / smallest > 300 else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
