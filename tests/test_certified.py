@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ironrank.attacks import FMN
 from ironrank.certificates import certify
 from ironrank.certificates.walk import Walk
-from ironrank.data import Images
+from ironrank.data import MNIST, FashionSmall, Images
 from ironrank.data.base import DataSpec
+from ironrank.files import read_tensors
 from ironrank.models import PreActResNet18, ResNet20, WideResNet
 from ironrank.models.blocks import BasicBlock
 from ironrank.surgery import deploy, factorize
@@ -157,6 +161,52 @@ def test_no_certified_sample_is_broken_at_its_radius(kind: str) -> None:
     assert (
         broken(net, x, images.y, 12 * radius, 0) > 12
     )  # the attack is able: at a multiple it does break samples
+
+
+def images_inside() -> tuple[nn.Module, Images]:
+    """A strided net after a short training on the images inside the package, and test images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 4, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(392, 10),
+    )
+    train, optimizer = FashionSmall().load("train"), torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(60):
+        optimizer.zero_grad()
+        chosen = torch.arange(64 * step, 64 * step + 64) % len(train)
+        F.cross_entropy(net(train.pixels(chosen)), train.y[chosen]).backward()
+        optimizer.step()
+    return net.eval(), FashionSmall().load("test").first(30)
+
+
+def digits() -> tuple[nn.Module, Images]:
+    """A trained net from elsewhere, robust in Linf, and digits."""
+    net = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))  # fmt: skip
+    net.load_state_dict(read_tensors(SHARED / "weights/mnist_cnn16-32_provable_linf0.1.safetensors")[0])
+    return net.eval(), MNIST(folder=str(SHARED / "data/mnist")).load("test").first(30)
+
+
+SHARED = Path(__file__).parents[2] / "shared"
+PICTURES = [images_inside, pytest.param(digits, marks=pytest.mark.shared)]
+
+
+@pytest.mark.parametrize("make", PICTURES)
+def test_no_certified_picture_is_broken_at_its_radius(make: Callable[[], tuple[nn.Module, Images]]) -> None:
+    if make is digits and not SHARED.is_dir():
+        pytest.skip("no shared folder")
+    net, images = make()
+    found = certify(net, images, radii=(0.01,))
+    assert found["certified"][0] > 0.3
+    radius, x = torch.tensor(found["radius"]), images.pixels(torch.arange(len(images)))
+    assert broken(net, x, images.y, radius, seed=0) == 0
+    near = FMN(norm="L2", steps=40).distances(net, x, images.y)
+    assert (near >= radius)[radius > 0].all()
+    assert near.isfinite().double().mean() > 0.9  # the search is able
 
 
 def broken(net: nn.Module, x: Tensor, y: Tensor, eps: Tensor, seed: int, steps: int = 30) -> int:
