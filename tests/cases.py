@@ -47,7 +47,10 @@ from ironrank.methods import (
     SoftOrthogonal,
     Spectral,
 )
+from ironrank.methods.admm_filters import ADMMFilters
 from ironrank.methods.magnitude import Magnitude
+from ironrank.methods.scores import Scores
+from ironrank.methods.svd_prune import SVDPrune
 from ironrank.models import LeNet5
 from ironrank.objectives import Clean, Distill, Free, Madry, Mart, Memory, Objective, Trades
 from ironrank.optim import SGD, Optimizer
@@ -275,6 +278,16 @@ def holds_adaptive(model: nn.Module, method: Any) -> None:
         assert layer.U.shape[1] <= 2 * most
 
 
+def holds_spectrum(model: nn.Module, method: Any) -> None:
+    """SVD training: diagonal cores, and bases that are nearly orthonormal; after pruning within the budget."""
+    layers = [layer for _, layer in factored_layers(model)]
+    assert layers and all(torch.equal(layer.S, layer.S.diagonal().diag()) for layer in layers)
+    assert all(orthonormality_error(basis.detach()) < 1 for layer in layers for basis in (layer.U, layer.V))
+    if method.budget and any(layer.rank < layer.full_rank for layer in layers):
+        before, after = (sum(p.numel() for p in deploy(model, dense=d).parameters()) for d in (True, None))
+        assert after <= parse_budget(method.budget).limit(before)
+
+
 _ALL = {"keep": 1.0, "first": "full-rank", "last": "full-rank"}
 
 METHOD_CASES: dict[str, MethodCase] = {
@@ -306,6 +319,15 @@ METHOD_CASES: dict[str, MethodCase] = {
     "dlrt": MethodCase(DLRT(**_ALL), DLRT(keep=0.75), holds_adaptive, turns=True),
     "robust-dlrt": MethodCase(
         RobustDLRT(**_ALL), RobustDLRT(keep=0.75, cycle=3, tolerance=0.05), holds_adaptive, turns=True
+    ),
+    "admm-filters": MethodCase(
+        ADMMFilters(budget="params=1x"), ADMMFilters(budget="params=2x", rho=0.1, every=2), holds_filters
+    ),
+    "svd-prune": MethodCase(
+        SVDPrune(energy=0.0, sparsity=0.0), SVDPrune(budget="params=2x", steps=4), holds_spectrum
+    ),
+    "scores": MethodCase(
+        Scores(budget="params=1x", steps=2), Scores(budget="params=1.5x", steps=3), holds_filters
     ),
 }
 

@@ -217,7 +217,7 @@ def test_a_shortcut_is_rebuilt_as_narrow_as_it_was():
     narrow(shortcut, [2, 1, -1, 0, -1])
     x = torch.rand(2, 2, 4, 4)
     found = shortcut(x)
-    assert torch.equal(found[:, [0, 2]], x[:, [1, 0], ::2, ::2]) and not found[:, [1, 3]].any()
+    assert torch.equal(found[:, [0, 2]], x[:, [1, 0]]) and not found[:, [1, 3]].any()
     again = restore(architecture.build(SPEC), layout_of(net, architecture, SPEC), net.state_dict())
     assert torch.equal(again.stage2.block1.shortcut(x), found)
     for width in ([3, 1, -1], [5, 0], [2, *range(9)]):

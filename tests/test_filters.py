@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from cases import GRAY, small_batch, small_net, tiny_run
 from expect import refuses
@@ -17,13 +18,14 @@ from ironrank.artifact import load_model, save
 from ironrank.data import DataSpec
 from ironrank.judge import evaluate_folder
 from ironrank.layers import narrowed, widths
-from ironrank.methods import SVD, Magnitude, Method
+from ironrank.methods import SVD, ADMMFilters, Magnitude, Method, Scores
 from ironrank.methods.filters import FilterPruning, largest, norms
 from ironrank.models import VGG16, Given, LeNet5, Model, PreActResNet18, ResNet18, ResNet20, WideResNet
 from ironrank.ranks.cost import count_bytes, count_macs, count_params
 from ironrank.surgery import factored_layers, factorize, find_groups, remove
 from ironrank.surgery.filters import find_input_shape
 from ironrank.training import train
+from twins_prune import ADMMFiltersTwin, ScoresTwin
 
 COLOR = DataSpec((3, 32, 32), 7, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 NETS: dict[str, Model] = {
@@ -271,6 +273,148 @@ def test_magnitude_against_numpy():
     small = method.prepare(net)
     np.testing.assert_array_equal(small.conv1.weight.detach(), torch.tensor(weights[0])[keep])
     assert small.fc.weight.shape[0] == before.shape[0] == 7
+
+
+# ---- admm-filters and scores: twins
+
+
+def hidden_net() -> tuple[nn.Sequential, tuple, list, list]:
+    """A net of one hidden layer, its data, and its parameters as arrays."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    data = torch.randn(16, 6, dtype=torch.float64), torch.randn(16, 3, dtype=torch.float64)
+    W, b = ([getattr(net[i], key).detach().numpy().copy() for i in (0, 2)] for key in ("weight", "bias"))
+    return net, data, W, b
+
+
+def loss_of(data):
+    x, y = data
+    return lambda W, b: F.mse_loss(F.linear(torch.tanh(F.linear(x, W[0], b[0])), W[1], b[1]), y)
+
+
+def backward_of(net, optimizer, data):
+    def backward():
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(data[0]), data[1])
+        loss.backward()
+        return loss.detach()
+
+    return backward
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_admm_agrees_with_the_twin(every):
+    net, data, W, b = hidden_net()
+    method = ADMMFilters(budget="params=2x", rho=0.3, rho_growth=1.5, rho_max=0.8, every=every)
+    kept = method.plan(net).kept["0"]
+    optimizer = torch.optim.SGD(method.groups(method.prepare(net)), lr=0.1)
+    state, twin = method.init(net), ADMMFiltersTwin(loss_of(data), W, b, kept, 0.3, 1.5, 0.8, every, lr=0.1)
+    for t in range(7):
+        method.step(net, optimizer, state, backward_of(net, optimizer, data), t)
+        twin.step()
+        for i, k in ((0, 0), (2, 1)):
+            np.testing.assert_allclose(net[i].weight.detach(), twin.W[k], atol=1e-12)
+            np.testing.assert_allclose(net[i].bias.detach(), twin.b[k], atol=1e-12)
+        for ours, theirs in ((state["Z.0.weight"], twin.Z[:, :-1]), (state["Z.0.bias"], twin.Z[:, -1]),
+                             (state["Y.0.weight"], twin.Y[:, :-1]), (state["Y.0.bias"], twin.Y[:, -1])):  # fmt: skip
+            np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    apart = np.linalg.norm(twin.filters() - twin.Z) / np.linalg.norm(twin.filters())
+    assert method.watch(net, state)["primal"] == pytest.approx(apart) and float(
+        state["rho"]
+    ) == pytest.approx(twin.rho)
+    keep = np.sort(np.argsort(-np.linalg.norm(twin.filters(), axis=1), kind="stable")[:kept])
+    np.testing.assert_allclose(method.finish(net, state)[0].weight.detach(), twin.W[0][keep], atol=1e-12)
+
+
+def test_the_pull_of_admm_makes_the_removal_cheap():
+    """On a quadratic loss the filters that go are zero in the end, and what goes is the least."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)).double()
+    goal = {n: p.detach().clone() for n, p in net.named_parameters()}
+    method = ADMMFilters(budget="params=2x", rho=2.0, rho_growth=1.0, rho_max=2.0, every=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
+    state = method.init(net)
+
+    def backward():
+        optimizer.zero_grad()
+        loss = sum(0.5 * (p - goal[n]).square().sum() for n, p in net.named_parameters())
+        loss.backward()
+        return loss.detach()
+
+    for t in range(300):
+        method.step(net, optimizer, state, backward, t)
+    assert method.watch(net, state)["primal"] < 1e-6
+    F_ = torch.cat([goal["0.weight"], goal["0.bias"][:, None]], 1)
+    keep = largest(F_.norm(dim=1), method.plan(net).kept["0"])
+    small = method.finish(net, state)
+    assert torch.allclose(small[0].weight, goal["0.weight"][keep], atol=1e-5)
+
+
+def test_admm_in_a_users_own_loop():
+    net, (x, y) = small_net(), small_batch()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attached = ADMMFilters(budget="params=2x", rho=0.1, every=1).attach(net, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    assert attached.steps == 3 and int(attached.state["updates"]) == 3
+    assert count_params(attached.finish()) <= count_params(small_net()) / 2
+    with refuses("does not hold the weight of layer"):
+        ADMMFilters().attach(small_net(), torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+
+
+def test_scores_agree_with_the_twin_and_the_weights_stand_still():
+    net, data, W, b = hidden_net()
+    method = Scores(budget="params=2x", steps=6, rate=5.0, momentum=0.5)
+    kept = method.plan(net).kept["0"]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    state, twin = method.init(net), ScoresTwin(loss_of(data), W, b, kept, rate=5.0, momentum=0.5)
+    first = largest(state["score.0"], kept).tolist()
+    for t in range(6):
+        loss = method.step(net, optimizer, state, backward_of(net, optimizer, data), t)
+        assert loss.item() == pytest.approx(twin.step())
+        np.testing.assert_allclose(state["score.0"], twin.s, atol=1e-12)
+        np.testing.assert_array_equal(net[0].weight.detach(), W[0])
+        np.testing.assert_array_equal(net[2].weight.detach(), W[1])
+    on = largest(state["score.0"], kept)
+    assert on.tolist() != first, "the scores have changed the choice"
+    assert float(loss) < 0.99 * float(loss_of(data)(*masks(W, b, first))), "for the better"
+    method.step(net, optimizer, state, backward_of(net, optimizer, data), 6)
+    assert net[0].out_features == kept and state["removed"] == 1
+    assert np.abs(net[0].weight.detach().numpy() - W[0][on]).max() > 0, "now the weights move"
+    assert method.finish(net, state) is net
+
+
+def masks(W, b, on):
+    second = np.zeros_like(W[1])
+    second[:, on] = W[1][:, on]
+    return [torch.tensor(W[0]), torch.tensor(second)], [torch.tensor(v) for v in b]
+
+
+@every_net
+def test_while_scores_train_the_net_is_the_one_that_they_leave(name):
+    net = trained(name)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    method, x = Scores(budget="params=3x", input_shape=(3, 32, 32)), pixels()
+    state, seen = method.init(net), []
+
+    def backward():
+        net.zero_grad()
+        seen.append(net(x).detach())
+        F.cross_entropy(net(x), torch.tensor([0, 1, 2, 3])).backward()
+        return torch.tensor(0.0)
+
+    small = method.finish(copy.deepcopy(net), state)
+    scores = {key: value.clone() for key, value in state.items() if key.startswith("score.")}
+    method.step(net, torch.optim.SGD(net.parameters(), lr=0.1), state, backward, 0)
+    assert (seen[0] - small(x).detach()).abs().max() <= 1e-5 * seen[0].abs().max()
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items()) and not narrowed(
+        net
+    )
+    moved = [key for key, value in scores.items() if not torch.equal(value, state[key])]
+    assert moved == list(scores), "also the scores of filters that are off"
+    off = [(state[k] != scores[k]).double().mean() for k in scores]
+    assert min(off) > 0.6, off
 
 
 # ---- through the loop, the judge, and other stages

@@ -12,11 +12,12 @@ import torch
 
 from ironrank.artifact import load_model
 from ironrank.errors import IronrankError
+from ironrank.layers import narrowed
 from ironrank.linalg import condition_number
 from ironrank.methods import CSTAR, METHODS, SVD, CondLR, Dense
 from ironrank.models import count
 from ironrank.objectives import Clean
-from ironrank.recipes import RECIPES, dlrt, orthogonal, stages
+from ironrank.recipes import RECIPES, dlrt, orthogonal, pruning, stages
 from ironrank.recipes.condlr import MODES, lenet5_mnist
 from ironrank.settings import encode
 from ironrank.surgery import deploy, factored_layers
@@ -26,8 +27,15 @@ PUBLISHED = [name for name in RECIPES if name.startswith("condlr/")]
 COMPRESSED = [name for name in RECIPES if name.startswith("cstar/")]
 ORTHOGONAL = [name for name in RECIPES if name.startswith("orthogonal/")]
 ADAPTIVE = [name for name in RECIPES if name.split("/")[0] in ("dlrt", "robust-dlrt")]
+PRUNED = [name for name in RECIPES if name.startswith("pruning/")]
 # the method of the last stage
-LAST = {"cstar": "dense", "cstar+cond": "condlr", "narrow": "dense", "srip": "soft-orthogonal"}
+LAST = {
+    "cstar": "dense",
+    "cstar+cond": "condlr",
+    "narrow": "dense",
+    "srip": "soft-orthogonal",
+    "admm-filters": "dense",
+}
 
 
 def modes_of(name: str) -> tuple[str, ...]:
@@ -37,6 +45,8 @@ def modes_of(name: str) -> tuple[str, ...]:
         return orthogonal.MODES
     if name in ADAPTIVE:
         return dlrt.MODES
+    if name in PRUNED:
+        return pruning.MODES
     return MODES if name in PUBLISHED else ("dense", "svd", "condlr")
 
 
@@ -285,3 +295,22 @@ def test_the_tiny_form_meets_its_ratio(name, mode, mnist, cifar, photos, tmp_pat
     if run.method.name == "condlr":
         held = [layer for _, layer in factored_layers(net) if layer.form == "channel"]
         assert all(condition_number(layer.S.detach()) <= 2 + 1e-4 for layer in held)
+
+
+@pytest.mark.parametrize("mode", pruning.MODES)
+@pytest.mark.parametrize("name", PRUNED)
+def test_the_tiny_form_prunes_within_the_ratio(name, mode, mnist, cifar, tmp_path):
+    run = with_data(RECIPES[name](mode=mode, ratio=2, tiny=True), mnist, cifar)
+    folder = train(run, tmp_path / "run")
+    net = load_model(folder)
+    whole, found = count(run.model, run.data.spec), sum(p.numel() for p in deploy(net).parameters())
+    assert found == whole if mode == "dense" else found <= whole / 2
+    assert bool(narrowed(net)) == (mode in ("magnitude", "admm-filters", "scores"))
+    assert sum(stage.epochs for stage in chain(run)) == RECIPES[name](mode="dense", tiny=True).epochs
+
+
+def test_pruning_refuses_what_it_cannot_do():
+    for change in ({"mode": "magnitud"}, {"ratio": 1}, {"epochs": 3}):
+        with pytest.raises(IronrankError, match=next(iter(change))):
+            RECIPES["pruning/lenet5-mnist"](**change)
+    assert RECIPES["pruning/lenet5-mnist"](mode="scores").method.steps == 5 * int(0.95 * 60_000) // 128

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         DLRT,
         SVD,
         UV,
+        ADMMFilters,
         Cayley,
         CondLR,
         Dense,
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
         Method,
         Projected,
         RobustDLRT,
+        Scores,
         SoftOrthogonal,
         Spectral,
+        SVDPrune,
     )
     from ironrank.surgery import deploy, factorize, plan
     from ironrank.training import Run, train
@@ -51,6 +54,9 @@ _HOMES = {
     "methods": (
         "Method",
         "Magnitude",
+        "Scores",
+        "SVDPrune",
+        "ADMMFilters",
         "Dense",
         "SVD",
         "UV",
@@ -94,6 +100,9 @@ __all__ = [
     "SoftOrthogonal",
     "Spectral",
     "Magnitude",
+    "Scores",
+    "SVDPrune",
+    "ADMMFilters",
     "Run",
     "train",
     "compress",

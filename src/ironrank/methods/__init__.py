@@ -1,5 +1,6 @@
 """Methods: each is one frozen dataclass in one file. To add one, see CONTRIBUTING.md."""
 
+from ironrank.methods.admm_filters import ADMMFilters
 from ironrank.methods.base import Backward, Method, State
 from ironrank.methods.cayley import Cayley
 from ironrank.methods.condlr import CondLR
@@ -9,9 +10,11 @@ from ironrank.methods.dlrt import DLRT
 from ironrank.methods.magnitude import Magnitude
 from ironrank.methods.projected import Projected
 from ironrank.methods.robust_dlrt import RobustDLRT
+from ironrank.methods.scores import Scores
 from ironrank.methods.soft_orthogonal import SoftOrthogonal
 from ironrank.methods.spectral import Spectral
 from ironrank.methods.svd import SVD
+from ironrank.methods.svd_prune import SVDPrune
 from ironrank.methods.uv import UV
 
 METHODS: dict[str, type[Method]] = {
@@ -29,6 +32,9 @@ METHODS: dict[str, type[Method]] = {
         SoftOrthogonal,
         Spectral,
         Magnitude,
+        ADMMFilters,
+        Scores,
+        SVDPrune,
     )
 }
 
@@ -48,5 +54,8 @@ __all__ = [
     "SoftOrthogonal",
     "Spectral",
     "Magnitude",
+    "ADMMFilters",
+    "Scores",
+    "SVDPrune",
     "METHODS",
 ]

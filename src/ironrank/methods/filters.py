@@ -145,12 +145,12 @@ class FilterPruning(Method):
         Args:
             model: The dense model, changed in place.
             plan: How many stay.
-            scores: A score (n,) for each filter, by group.
+            scores: A score (n,) for each filter, by group; a group without scores stays whole.
 
         Returns:
             The same model.
         """
-        keep = {group.name: largest(scores[group.name], plan.kept[group.name]) for group in plan.groups}
+        keep = {name: largest(scores[name], number) for name, number in plan.kept.items() if name in scores}
         return remove(model, plan.groups, keep, self.input_shape)
 
     def _kept(self, groups: Sequence[Group], steps: int) -> dict[str, int]:

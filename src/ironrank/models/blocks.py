@@ -4,6 +4,10 @@
     BasicBlock    conv, norm, act, conv, norm                of the sum   1x1 convolution and norm, or padding
     PreActBlock   norm, act, conv, norm, act, conv           none         1x1 convolution of the active input
 
+The 1x1 convolution of a shortcut takes every stride-th pixel by slicing, not by a stride of its own: the result is the
+same, and oneDNN (its issue 6035) writes outside of its memory in the backward pass of strided 1x1 convolutions of few
+channels, in float32 and channels last.
+
 Sources: He et al. 2016, "Deep residual learning", and 2016, "Identity mappings in deep residual networks".
 """
 
@@ -40,19 +44,20 @@ class BasicBlock(nn.Module):
         self.act1 = activation(slope)
         self.conv2, self.bn2 = conv(outputs, outputs, 3), nn.BatchNorm2d(outputs)
         self.act2 = activation(slope)
+        self.stride = stride
         self.shortcut: nn.Module | None = None
         if inputs != outputs or stride != 1:
-            one = {"conv": conv(inputs, outputs, 1, stride), "bn": nn.BatchNorm2d(outputs)}
-            self.shortcut = Pad(inputs, outputs, stride) if pad else chain(one)
+            one = {"conv": conv(inputs, outputs, 1), "bn": nn.BatchNorm2d(outputs)}
+            self.shortcut = Pad(inputs, outputs) if pad else chain(one)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        return self.act2(residual + (x if self.shortcut is None else self.shortcut(x)))
+        return self.act2(residual + (x if self.shortcut is None else self.shortcut(_every(x, self.stride))))
 
 
 class Pad(nn.Module):
-    """The shortcut without parameters: every stride-th pixel, and channels of zeros on both sides.
+    """The shortcut without parameters: channels of zeros on both sides.
 
     Where there are fewer channels out than in, as in some very narrow nets, channels are dropped instead. Once filters
     have been removed on either side, `source` says which channel goes where.
@@ -60,7 +65,6 @@ class Pad(nn.Module):
     Args:
         inputs: Channels in.
         outputs: Channels out.
-        stride: Distance of the pixels kept.
 
     Attributes:
         inputs: Channels in.
@@ -68,17 +72,17 @@ class Pad(nn.Module):
 
     Example:
         >>> import torch
-        >>> pad = Pad(2, 4, 2)
-        >>> pad(torch.ones(1, 2, 4, 4)).sum(dim=(0, 2, 3)).tolist(), pad.source
-        ([0.0, 4.0, 4.0, 0.0], (-1, 0, 1, -1))
+        >>> pad = Pad(2, 4)
+        >>> pad(torch.ones(1, 2, 1, 1)).flatten().tolist(), pad.source
+        ([0.0, 1.0, 1.0, 0.0], (-1, 0, 1, -1))
         >>> pad.set_width([1, 0, -1])
-        >>> pad(torch.ones(1, 1, 4, 4)).sum(dim=(0, 2, 3)).tolist()
-        [4.0, 0.0]
+        >>> pad(torch.ones(1, 1, 1, 1)).flatten().tolist()
+        [1.0, 0.0]
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.inputs, self.stride, self.source = inputs, stride, _centred(inputs, outputs)
+        self.inputs, self.source = inputs, _centred(inputs, outputs)
         self._index: Tensor | None = None  # of a narrower shortcut, made where it is first needed
 
     def width(self) -> list[int]:
@@ -114,8 +118,8 @@ class Pad(nn.Module):
         self.set_width([self.inputs, *(j for i, j in enumerate(self.source) if i not in gone)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""
-        x, outputs = x[..., :: self.stride, :: self.stride], len(self.source)
+        """Return (b, outputs, h, w) for (b, inputs, h, w)."""
+        outputs = len(self.source)
         if self.source == _centred(self.inputs, outputs):
             before = (outputs - self.inputs) // 2
             return F.pad(x, (0, 0, 0, 0, before, outputs - self.inputs - before))
@@ -124,8 +128,12 @@ class Pad(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self._index)  # the last channel is zero
 
     def extra_repr(self) -> str:
-        """Return channels and stride."""
-        return f"{self.inputs}, {len(self.source)}, stride={self.stride}"
+        """Return channels in and out."""
+        return f"{self.inputs}, {len(self.source)}"
+
+
+def _every(x: Tensor, stride: int) -> Tensor:
+    return x if stride == 1 else x[..., ::stride, ::stride]
 
 
 @functools.cache
@@ -153,13 +161,14 @@ class PreActBlock(nn.Module):
         self.bn2, self.act2 = nn.BatchNorm2d(outputs), activation(slope)
         self.conv2 = conv(outputs, outputs, 3)
         same = inputs == outputs and stride == 1
-        self.shortcut: nn.Module | None = None if same else conv(inputs, outputs, 1, stride)
+        self.stride = stride
+        self.shortcut: nn.Module | None = None if same else conv(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outputs, h / stride, w / stride) for (b, inputs, h, w)."""
         active = self.act1(self.bn1(x))
         residual = self.conv2(self.act2(self.bn2(self.conv1(active))))
-        return residual + (x if self.shortcut is None else self.shortcut(active))
+        return residual + (x if self.shortcut is None else self.shortcut(_every(active, self.stride)))
 
 
 Block = Callable[[int, int, int], nn.Module]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ironrank.recipes import condlr, cstar, demo, dlrt, orthogonal
+from ironrank.recipes import condlr, cstar, demo, dlrt, orthogonal, pruning
 from ironrank.training import Run
 
 RECIPES: dict[str, Callable[..., Run]] = {
@@ -24,6 +24,8 @@ RECIPES: dict[str, Callable[..., Run]] = {
     "orthogonal/vgg16-cifar10": orthogonal.vgg16_cifar10,
     "dlrt/lenet5-mnist": dlrt.lenet5_mnist,
     "robust-dlrt/vgg16-cifar10": dlrt.vgg16_cifar10,
+    "pruning/lenet5-mnist": pruning.lenet5_mnist,
+    "pruning/resnet18-cifar10": pruning.resnet18_cifar10,
 }
 
 __all__ = ["RECIPES"]

@@ -1,0 +1,88 @@
+"""Recipes of pruning: filters removed, or singular values dropped, from nets that are trained against attacks.
+
+Net, data, attack, optimizer, epochs and validation are those of CSTAR's recipes of the same name, so that rows stand in
+one table with it.
+
+    mode           stages                                                       epochs
+    dense          the dense net                                                all
+    magnitude      dense; filters of least norm removed, fine-tuning            half, half
+    admm-filters   dense; ADMM on filters; fine-tuning of the smaller net       half, a quarter, a quarter
+    scores         dense; scores for half of the stage, then fine-tuning        half, half
+    svd-prune      SVD training, the smallest singular values dropped at 3/4    all
+
+All but the first have at most 1 / ratio of the dense net's parameters, all as many epochs. Fine-tuning takes a tenth of
+the learning rate. Shares and settings are ours; HYDRA gives a sixth of the steps after the dense net to its scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ironrank.errors import IronrankError, nearest
+from ironrank.methods import ADMMFilters, Magnitude, Method, Scores, SVDPrune
+from ironrank.recipes import cstar
+from ironrank.recipes.stages import TRAIN_IMAGES, UPDATES, fine_tuned, gentle
+from ironrank.training import Run
+
+MODES = ("dense", "magnitude", "admm-filters", "scores", "svd-prune")
+
+
+def lenet5_mnist(
+    mode: str = "magnitude", ratio: float = 8, epochs: int | None = None, seed: int = 0, tiny: bool = False
+) -> Run:
+    """LeNet5 (20-50-500-10) on MNIST at Linf 0.3, trained by PGD-10.
+
+    Args:
+        mode: "dense", "magnitude", "admm-filters", "scores" or "svd-prune".
+        ratio: How many times fewer parameters, above 1.
+        epochs: Passes over the training images, all stages together; by default 20, tiny 4.
+        seed: Seed of everything random.
+        tiny: A narrow net, small batches and a short attack, to try the recipe out.
+
+    Returns:
+        The run.
+    """
+    run = cstar.lenet5_mnist("dense", epochs=_length(epochs, tiny), seed=seed, tiny=tiny)
+    return _staged(dataclasses.replace(run, recipe="pruning/lenet5-mnist"), mode, ratio, tiny)
+
+
+def resnet18_cifar10(
+    mode: str = "magnitude", ratio: float = 8, epochs: int | None = None, seed: int = 0, tiny: bool = False
+) -> Run:
+    """ResNet-18 on CIFAR-10 at Linf 8/255, trained by PGD-10, 80 epochs; for the arguments see `lenet5_mnist`."""
+    run = cstar.resnet18_cifar10("dense", epochs=_length(epochs, tiny), seed=seed, tiny=tiny)
+    return _staged(dataclasses.replace(run, recipe="pruning/resnet18-cifar10"), mode, ratio, tiny)
+
+
+def _length(epochs: int | None, tiny: bool) -> int | None:
+    return 4 if tiny and epochs is None else epochs
+
+
+def _staged(run: Run, mode: str, ratio: float, tiny: bool) -> Run:
+    """Give a dense run its stages; see the table at the top of this file."""
+    if mode not in MODES:
+        raise IronrankError(f"mode={mode!r}: {nearest(mode, list(MODES))}")
+    if ratio <= 1:
+        raise IronrankError(f"ratio={ratio:g}: allowed is above 1 (how many times fewer parameters)")
+    if mode == "dense":
+        return run
+    if run.epochs < 4:
+        raise IronrankError(f"epochs={run.epochs}: mode '{mode}' has up to 3 stages: allowed is at least 4")
+    budget, later = f"params={ratio:g}x", run.epochs // 2
+    if mode == "svd-prune":
+        return dataclasses.replace(
+            run, method=SVDPrune(budget=budget, steps=_steps(run, 0.75 * run.epochs, tiny))
+        )
+    stage = dataclasses.replace(run, start=dataclasses.replace(run, epochs=run.epochs - later), epochs=later)
+    if mode == "admm-filters":
+        every = max(1, _steps(run, later - later // 2, tiny) // UPDATES)
+        return fine_tuned(dataclasses.replace(stage, method=ADMMFilters(budget=budget, every=every)))
+    scores = Scores(budget=budget, steps=_steps(run, later / 2, tiny))
+    method: Method = Magnitude(budget=budget) if mode == "magnitude" else scores
+    return dataclasses.replace(stage, method=method, optimizer=gentle(run))
+
+
+def _steps(run: Run, epochs: float, tiny: bool) -> int:
+    """Return the steps of so many epochs; of the tiny form, whose data may be small as well, two."""
+    images = (1 - run.data.validation) * TRAIN_IMAGES[run.data.name]
+    return 2 if tiny else int(epochs * images / run.batch_size)

@@ -1,0 +1,168 @@
+"""SVD training: its twin, its penalties, pruning by energy and within a budget, and moments that follow."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cases import GRAY, Fit, small_batch, small_net, tiny_run
+from expect import refuses
+from ironrank.artifact import load_model
+from ironrank.data import DataSpec
+from ironrank.linalg import orthonormality_error
+from ironrank.methods import SVDPrune
+from ironrank.methods.svd_prune import rank_at
+from ironrank.models import LeNet5, ResNet18
+from ironrank.optim import SGD, AdamW
+from ironrank.ranks.cost import count_params
+from ironrank.surgery import deploy, factored_layers, factorize
+from ironrank.training import train
+from twins_prune import SVDPruneTwin
+
+whole = torch.float64
+
+
+@pytest.mark.parametrize("kind", ["hoyer", "l1"])
+def test_steps_agree_with_the_twin(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, y = torch.randn(16, 6, dtype=whole), torch.randn(16, 3, dtype=whole)
+
+    def twin_loss(W, b):
+        return F.mse_loss(F.linear(torch.tanh(F.linear(x, W[0], b[0])), W[1], b[1]), y)
+
+    method = SVDPrune(energy=0.2, steps=5, orthogonality=0.7, sparsity=0.05, penalty_of=kind)
+    net = method.prepare(net)
+    state, layers = method.init(net), [net[0], net[2]]
+    arrays = (
+        [getattr(layer, key).detach().numpy().copy() for layer in layers] for key in ("U", "S", "V", "bias")
+    )
+    U, S, V, b = arrays
+    twin = SVDPruneTwin(
+        twin_loss, U, [np.diag(core).copy() for core in S], V, b, 0.7, 0.05, kind == "hoyer", lr=0.2
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+
+    def backward():
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(x), y) + method.penalty(net, state)
+        loss.backward()
+        return loss.detach()
+
+    for t in range(5):
+        method.step(net, optimizer, state, backward, t)
+        twin.step()
+        for k, layer in enumerate(layers):
+            np.testing.assert_allclose(layer.U.detach(), twin.U[k], atol=1e-12)
+            np.testing.assert_allclose(layer.S.detach(), np.diag(twin.s[k]), atol=1e-12)
+            np.testing.assert_allclose(layer.V.detach(), twin.V[k], atol=1e-12)
+            np.testing.assert_allclose(layer.bias.detach(), twin.b[k], atol=1e-12)
+    method.finish(net, state)
+    assert [layer.rank for layer in layers] == twin.ranks(0.2) != [6, 3]
+
+
+def test_the_bases_stay_orthonormal_and_the_spectrum_becomes_sparse():
+    with_, without = (Fit(SVDPrune(sparsity=s), SGD(lr=0.1)) for s in (0.3, 0.0))
+    for _ in range(150):
+        with_.step(), without.step()
+    ranks = []
+    for fit in (with_, without):
+        layer = fit.model[3]
+        assert max(float(orthonormality_error(basis.detach())) for basis in (layer.U, layer.V)) < 0.5
+        ranks.append(rank_at(layer.S.diagonal(), 0.01))
+    assert ranks[0] < ranks[1], ranks
+    loose = Fit(SVDPrune(sparsity=0.0, orthogonality=0.0), SGD(lr=0.1))
+    for _ in range(150):
+        loose.step()
+    drift = [float(orthonormality_error(fit.model[3].U.detach())) for fit in (without, loose)]
+    assert drift[0] < 0.5 * drift[1]
+
+
+@pytest.mark.parametrize("form", ["channel", "spatial"])
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_budgets_are_met_and_the_share_is_the_smallest(form, ratio):
+    torch.manual_seed(0)
+    net = ResNet18(width=0.125).build(DataSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3))
+    before, method = count_params(net), SVDPrune(budget=f"params={ratio}x", form=form)
+    x = torch.rand(2, 3, 32, 32)
+    wanted = copy.deepcopy(net).eval()(x).detach()
+    net = method.prepare(net)
+    assert torch.allclose(net.eval()(x), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    forms = {layer.form for _, layer in factored_layers(net)}
+    assert forms == ({"channel", "spatial"} if form == "spatial" else {"channel"})
+    layers = factored_layers(net)
+    energy = method._energy_within(net, layers)
+    spectra = [layer.S.diagonal().detach().clone() for _, layer in layers]
+    small = method.finish(net, method.init(net))
+    assert before / ratio * 0.9 < count_params(deploy(small)) <= before / ratio
+    assert [layer.rank for _, layer in layers] == [rank_at(s, energy) for s in spectra]
+    assert any(rank_at(s, energy * (1 - 1e-6)) > rank_at(s, energy) for s in spectra), (
+        "a smaller share is too large"
+    )
+
+
+def test_what_stays_is_what_was_largest_whatever_its_sign():
+    net = SVDPrune().prepare(nn.Sequential(nn.Linear(4, 4, bias=False)).double())
+    with torch.no_grad():
+        net[0].S.copy_(torch.diag(torch.tensor([0.1, -3.0, 0.2, 2.0], dtype=whole)))
+    U, V = net[0].U.detach().clone(), net[0].V.detach().clone()
+    SVDPrune(energy=0.01).prune(net)
+    assert net[0].S.diagonal().tolist() == [-3.0, 2.0]
+    assert torch.equal(net[0].U, U[:, [1, 3]]) and torch.equal(net[0].V, V[:, [1, 3]])
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.05, momentum=0.9), AdamW(lr=0.003)])
+def test_moments_lose_what_the_factors_lose(optimizer):
+    fit = Fit(SVDPrune(budget="params=2x", steps=3), optimizer)
+    for _ in range(3):
+        fit.step()
+    layer = fit.model[3]
+    s = layer.S.diagonal().detach().clone()
+    moments = {n: dict(fit.built.state[getattr(layer, n)]) for n in "USV"}
+    twin = copy.deepcopy(fit.model)
+    fit.method.prune(twin)
+    keep = torch.tensor([i for i in range(len(s)) if s[i] in twin[3].S.diagonal()])
+    fit.method.prune(fit.model, fit.built)
+    assert layer.rank == len(keep) < len(s)
+    for name, old in moments.items():
+        for key, value in fit.built.state[getattr(layer, name)].items():
+            if value is not None and value.ndim:
+                wanted = old[key][keep][:, keep] if name == "S" else old[key][:, keep]
+                assert torch.equal(value, wanted), (name, key)
+    assert np.isfinite(fit.step())
+
+
+def test_an_average_of_weights_is_judged_in_the_form_of_an_svd(mnist, tmp_path):
+    run = tiny_run(mnist, method=SVDPrune(budget="params=2x", steps=5), average=0.9, epochs=2)
+    net = load_model(train(run, tmp_path / "run"), "last")
+    for _, layer in factored_layers(net):
+        assert torch.equal(layer.S, layer.S.diagonal().diag())
+    assert count_params(deploy(net)) <= count_params(LeNet5(width=0.1).build(GRAY)) / 2
+
+
+def test_mistakes_get_one_line():
+    with refuses("svd-prune.budget='macs=2x': allowed is params"):
+        SVDPrune(budget="macs=2x")
+    with refuses("svd-prune.budget='params=100x': rank 1 everywhere has", "ask for less"):
+        SVDPrune(budget="params=100x").prepare(small_net())
+    with refuses("this net is factored"):
+        SVDPrune().prepare(factorize(small_net(), 0.5))
+    with refuses("rank 1 everywhere"):
+        SVDPrune().within(small_net(), 100)
+    with torch.device("meta"):
+        net = LeNet5().build(GRAY)
+    method = SVDPrune(form="spatial").within(net, 50_000)
+    assert method.budget == "params=50000" and method.form == "spatial"
+
+
+def test_the_penalty_is_that_of_the_largest_precision():
+    fit, (x, _) = Fit(SVDPrune(), SGD(lr=0.1)), small_batch()
+    assert x.shape[0] == 24
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = fit.method.penalty(fit.model, fit.state)
+    assert torch.allclose(found.float(), fit.method.penalty(fit.model, fit.state), rtol=1e-6)
