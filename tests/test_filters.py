@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cases import GRAY, small_batch, small_net, tiny_run
 from expect import refuses
 from ironrank.artifact import load_model, save
+from ironrank.compression import compress_run, planned
 from ironrank.data import DataSpec
 from ironrank.judge import evaluate_folder
 from ironrank.layers import narrowed, widths
@@ -22,9 +23,10 @@ from ironrank.methods import SVD, ADMMFilters, Magnitude, Method, Scores
 from ironrank.methods.filters import FilterPruning, largest, norms
 from ironrank.models import VGG16, Given, LeNet5, Model, PreActResNet18, ResNet18, ResNet20, WideResNet
 from ironrank.ranks.cost import count_bytes, count_macs, count_params
-from ironrank.surgery import factored_layers, factorize, find_groups, remove
+from ironrank.surgery import deploy, factored_layers, factorize, find_groups, remove
 from ironrank.surgery.filters import find_input_shape
 from ironrank.training import train
+from ironrank.verbs import compress
 from twins_prune import ADMMFiltersTwin, ScoresTwin
 
 COLOR = DataSpec((3, 32, 32), 7, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
@@ -455,3 +457,23 @@ def test_a_module_of_the_users_own(mnist, tmp_path):
     assert small[0].out_channels == 2 and own[0].out_channels == 6
     row = evaluate_folder(folder, n=8, steps=1, latency_runs=2, model=own)
     assert row["params_dense"] == count_params(own) and row["params_deployed"] == count_params(small)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "admm-filters", "scores", "svd-prune"])
+def test_a_trained_net_is_compressed_in_one_call(method, mnist, tmp_path):
+    dense = train(tiny_run(mnist, epochs=2), tmp_path / "dense")
+    few = {
+        "admm-filters": ("method.every=1",),
+        "scores": ("method.steps=2",),
+        "svd-prune": ("method.steps=2",),
+    }
+    overrides = few.get(method, ())
+    plan = str(planned(compress_run(dense, method, overrides, budget="params=2x")))
+    assert "conv2" in plan
+    compress(dense, method, overrides, budget="params=2x", epochs=2, out=tmp_path / "small")
+    small, whole = (
+        sum(p.numel() for p in deploy(load_model(tmp_path / n)).parameters()) for n in ("small", "dense")
+    )
+    assert small <= whole / 2
+    with refuses("condition=1: only cstar"):
+        compress_run(dense, method, condition=1.0)

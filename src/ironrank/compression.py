@@ -1,12 +1,15 @@
 """Runs that compress a trained net: that of a run folder, a saved one, or a module in memory.
 
-    method     stages                                          epochs                           learning rate
-    svd, uv    the method, from the net's weights              half of the earlier training's   a tenth
-    condlr     the method, from the net's weights              half of the earlier training's   the same
-    cstar      the method; then fine-tuning in factored form   half, and half                   the same, and a tenth
+    method              stages                                  epochs                           learning rate
+    svd, uv             the method, from the net's weights      half of the earlier training's   a tenth
+    magnitude, scores   the method, from the net's weights      half of the earlier training's   a tenth
+    condlr, svd-prune   the method, from the net's weights      half of the earlier training's   the same
+    cstar               the method; then fine-tuning, factored  half, and half                   the same, and a tenth
+    admm-filters        the method; then fine-tuning            half, and half                   the same, and a tenth
 
-Fine-tuning is plain (`ironrank.methods.Dense` trains the factors as they are), or, with a condition, CondLR's. At the
-full learning rate free factors of trained weights diverge within a few steps. What is set by hand is taken as it is.
+Fine-tuning is plain (`ironrank.methods.Dense` trains what is left as it is), or, after CSTAR and with a condition,
+CondLR's. At the full learning rate free factors of trained weights diverge within a few steps. What is set by hand is
+taken as it is.
 """
 
 from __future__ import annotations
@@ -28,8 +31,14 @@ from ironrank.recipes.stages import fine_tuned, gentle
 from ironrank.settings import hints_of
 from ironrank.training import Run, decode_run, initial_model
 
-TWO_STAGES = ("cstar",)
-FREE = ("svd", "uv")  # they train factors without constraint
+TWO_STAGES = ("cstar", "admm-filters")
+CONDITIONED = ("cstar",)  # of these, what leaves factors
+FREE = (
+    "svd",
+    "uv",
+    "magnitude",
+    "scores",
+)  # they train on what is left of trained weights, without constraint
 
 
 def compress_run(
@@ -61,9 +70,9 @@ def compress_run(
     for name in settings:
         if name not in hints_of(Run):
             raise IronrankError(f"{name}: no such setting of a run; {nearest(name, list(hints_of(Run)))}")
-    if condition is not None and method not in TWO_STAGES:
+    if condition is not None and method not in CONDITIONED:
         raise IronrankError(
-            f"condition={condition:g}: only {', '.join(TWO_STAGES)} fine-tunes in a stage of its own; "
+            f"condition={condition:g}: only {', '.join(CONDITIONED)} fine-tunes factors in a stage of its own; "
             "with condlr, set method.tau"
         )
     pairs = pairs_of(overrides)
