@@ -19,7 +19,7 @@ from ironrank.compression import compress_run, planned
 from ironrank.data import DataSpec
 from ironrank.judge import evaluate_folder
 from ironrank.layers import narrowed, widths
-from ironrank.methods import SVD, ADMMFilters, Magnitude, Method, Scores
+from ironrank.methods import SVD, ADMMFilters, Magnitude, Method, Scores, SVDPrune
 from ironrank.methods.filters import FilterPruning, largest, norms
 from ironrank.models import VGG16, Given, LeNet5, Model, PreActResNet18, ResNet18, ResNet20, WideResNet
 from ironrank.ranks.cost import count_bytes, count_macs, count_params
@@ -363,6 +363,13 @@ def test_admm_in_a_users_own_loop():
     assert count_params(attached.finish()) <= count_params(small_net()) / 2
     with refuses("does not hold the weight of layer"):
         ADMMFilters().attach(small_net(), torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+
+
+@pytest.mark.parametrize("method", [Scores(), SVDPrune()])
+def test_what_changes_shapes_on_the_way_cannot_be_attached(method):
+    net = small_net()
+    with refuses(f"{method.name} cannot be attached", "use train"):
+        method.attach(net, torch.optim.SGD(net.parameters(), lr=0.1))
 
 
 def test_scores_agree_with_the_twin_and_the_weights_stand_still():

@@ -36,6 +36,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ironrank.errors import IronrankError
 from ironrank.methods.base import Backward, State
 from ironrank.methods.filter_state import Noted, note, noted
 from ironrank.methods.filters import FilterPruning, columns, largest, norms
@@ -151,6 +152,20 @@ class Scores(FilterPruning):
             ``removed``, 0 or 1; ``ratio``, how many times smaller the net becomes.
         """
         return {name: float(state[name]) for name in ("removed", "ratio")}
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        """Refuse: see `Method.attach`.
+
+        Args:
+            model: Not used.
+            optimizer: Not used.
+
+        Raises:
+            IronrankError: Always.
+        """
+        raise IronrankError(
+            "scores cannot be attached: it removes filters during the training, which no hook of an optimizer can follow; use train"
+        )
 
     def _remove(self, model: nn.Module, state: State) -> nn.Module:  # (5)
         scores = {group.name: state[f"score.{group.name}"] for group in noted(state, "in")}

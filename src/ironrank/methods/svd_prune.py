@@ -236,6 +236,20 @@ class SVDPrune(Method):
                 if optimizer is not None:
                     _carry(optimizer, layer, before, keep)
 
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        """Refuse: see `Method.attach`.
+
+        Args:
+            model: Not used.
+            optimizer: Not used.
+
+        Raises:
+            IronrankError: Always.
+        """
+        raise IronrankError(
+            "svd-prune cannot be attached: it needs a penalty in the loss and drops ranks during the training; use train"
+        )
+
     def _energy_within(self, model: nn.Module, layers: list[tuple[str, Any]]) -> float:
         """Return the smallest share of energy, the same for all layers, at which the net is within the budget."""
         sizes = [math.prod(layer.weight_shape) for _, layer in layers]
