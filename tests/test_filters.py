@@ -24,7 +24,7 @@ from ironrank.methods.filters import FilterPruning, largest, norms
 from ironrank.models import VGG16, Given, LeNet5, Model, PreActResNet18, ResNet18, ResNet20, WideResNet
 from ironrank.ranks.cost import count_bytes, count_macs, count_params
 from ironrank.surgery import deploy, factored_layers, factorize, find_groups, remove
-from ironrank.surgery.filters import find_input_shape
+from ironrank.surgery.inputs import find_input_shape
 from ironrank.training import train
 from ironrank.verbs import compress
 from twins_prune import ADMMFiltersTwin, ScoresTwin

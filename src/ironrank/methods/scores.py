@@ -154,18 +154,8 @@ class Scores(FilterPruning):
         return {name: float(state[name]) for name in ("removed", "ratio")}
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-        """Refuse: see `Method.attach`.
-
-        Args:
-            model: Not used.
-            optimizer: Not used.
-
-        Raises:
-            IronrankError: Always.
-        """
-        raise IronrankError(
-            "scores cannot be attached: it removes filters during the training, which no hook of an optimizer can follow; use train"
-        )
+        """Refuse; see `Method.attach`."""
+        raise IronrankError("scores cannot be attached: it removes filters during the training; use train")
 
     def _remove(self, model: nn.Module, state: State) -> nn.Module:  # (5)
         scores = {group.name: state[f"score.{group.name}"] for group in noted(state, "in")}

@@ -108,11 +108,9 @@ class SVDPrune(Method):
         made = plan(model, 1.0, exclude=self.exclude, form=self.form)
         if self.budget:
             whole = count_params(model)
-            least = whole - sum(
-                max(0, math.prod(row.shape) - sum(parts(row.shape, row.form, 1)))
-                for row in made.rows
-                if row.rank is not None
-            )
+            rows = [row for row in made.rows if row.rank is not None]
+            saved = (math.prod(row.shape) - sum(parts(row.shape, row.form, 1)) for row in rows)
+            least = whole - sum(max(0, number) for number in saved)
             if least > parse_budget(self.budget).limit(whole):
                 raise IronrankError(
                     f"svd-prune.budget={self.budget!r}: rank 1 everywhere has {least:,} parameters of {whole:,}; "
@@ -198,15 +196,7 @@ class SVDPrune(Method):
         return loss
 
     def finish(self, model: nn.Module, state: State) -> nn.Module:
-        """Drop singular values, where the training ended before that.
-
-        Args:
-            model: The trained model, changed in place.
-            state: From `init`.
-
-        Returns:
-            The same model.
-        """
+        """Drop singular values, where the training ended before that; see `Method.finish`."""
         if not state["pruned"]:
             self.prune(model)
         return model
@@ -237,18 +227,8 @@ class SVDPrune(Method):
                     _carry(optimizer, layer, before, keep)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-        """Refuse: see `Method.attach`.
-
-        Args:
-            model: Not used.
-            optimizer: Not used.
-
-        Raises:
-            IronrankError: Always.
-        """
-        raise IronrankError(
-            "svd-prune cannot be attached: it needs a penalty in the loss and drops ranks during the training; use train"
-        )
+        """Refuse; see `Method.attach`."""
+        raise IronrankError("svd-prune cannot be attached: it drops ranks during the training; use train")
 
     def _energy_within(self, model: nn.Module, layers: list[tuple[str, Any]]) -> float:
         """Return the smallest share of energy, the same for all layers, at which the net is within the budget."""

@@ -19,7 +19,6 @@ narrowed: other kinds with weights, grouped convolutions that are not depthwise,
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,14 +26,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ironrank.attacks.base import evaluation_mode
 from ironrank.errors import IronrankError
 from ironrank.layers import mark, width_of
 from ironrank.surgery.find import candidates, factored_layers
+from ironrank.surgery.inputs import example, find_input_shape, output_shapes
 from ironrank.surgery.reasons import untouchable
-
-SIDES = (32, 28, 64, 224)  # of an image, the most usual first
-MOST = 256
 
 
 class Member(NamedTuple):
@@ -91,7 +87,8 @@ def find_groups(
 
     Args:
         model: The net.
-        input_shape: Shape of one input, such as (3, 32, 32); by default found by trying, see `find_input_shape`.
+        input_shape: Shape of one input, such as (3, 32, 32); by default found by trying, see
+            `ironrank.surgery.inputs`.
         exclude: Full names of layers whose filters stay.
 
     Returns:
@@ -122,38 +119,6 @@ def find_groups(
     return [group for group in free if not whole & {member.layer for member in group.members}]
 
 
-def find_input_shape(model: nn.Module) -> tuple[int, ...]:
-    """Return a shape of inputs that the net accepts: channels by its first layer, sides by trying.
-
-    Args:
-        model: The net.
-
-    Returns:
-        (features,) or (channels, side, ...), without the batch.
-
-    Raises:
-        IronrankError: If no side up to 256 fits.
-
-    Example:
-        >>> find_input_shape(nn.Sequential(nn.Conv2d(2, 4, 5), nn.Flatten(), nn.Linear(4 * 16, 3)))
-        (2, 8, 8)
-    """
-    first = next((layer for _, layer in candidates(model)), None)
-    if first is None:
-        raise IronrankError("this net has no linear or convolution layer: there are no filters to remove")
-    inputs = first.weight.shape[1] * getattr(first, "groups", 1)
-    if isinstance(first, nn.Linear):
-        return (inputs,)
-    for side in itertools.chain(SIDES, range(1, MOST + 1)):
-        shape = (inputs, *[side] * (first.weight.ndim - 2))
-        try:
-            _output(model, shape)
-        except (RuntimeError, ValueError, IndexError):
-            continue
-        return shape
-    raise IronrankError(f"no square image of up to {MOST} pixels a side fits this net: set input_shape")
-
-
 def remove(
     model: nn.Module, groups: Sequence[Group], keep: Mapping[str, Tensor], input_shape: Sequence[int] = ()
 ) -> nn.Module:
@@ -174,10 +139,10 @@ def remove(
     cut = {group.name: _gone(group.size, keep[group.name]) for group in groups if group.name in keep}
     twin = _twin(model)
     shape = tuple(input_shape) or find_input_shape(twin)
-    before = _output(twin, shape)
+    before = output_shapes(twin, shape)
     _cut(twin, groups, cut)
     try:
-        after = _output(twin, shape)
+        after = output_shapes(twin, shape)
     except (RuntimeError, ValueError, IndexError):
         after = None
     if after != before:
@@ -193,17 +158,6 @@ def _twin(model: nn.Module) -> Any:
     return (twin if meta else twin.cpu()).requires_grad_(True)
 
 
-def _example(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    return next(model.parameters()).new_zeros(2, *shape)
-
-
-def _output(model: nn.Module, shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the shapes that the net gives out."""
-    with torch.no_grad(), evaluation_mode(model):
-        out = model(_example(model, shape))
-    return [tuple(y.shape) for y in (out if isinstance(out, tuple | list) else (out,))]
-
-
 def _graph(twin: nn.Module, shape: Sequence[int]) -> Any:
     tp = torch_pruning()
     with torch.enable_grad(), warnings.catch_warnings():
@@ -211,7 +165,7 @@ def _graph(twin: nn.Module, shape: Sequence[int]) -> Any:
             "ignore"
         )  # about parameters outside of layers: groups that touch them stay whole
         return tp.DependencyGraph().build_dependency(
-            twin, _example(twin, shape), customized_pruners=_pruners(twin), verbose=False
+            twin, example(twin, shape), customized_pruners=_pruners(twin), verbose=False
         )
 
 
