@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ironrank.errors import IronrankError
-from ironrank.judge.ensemble import STANDING, SURVIVORS, Trial
+from ironrank.judge.ensemble import ALL, STANDING, SURVIVORS, Trial
 from ironrank.judge.ledger import Ledger
 from ironrank.judge.samples import Samples
 from ironrank.judge.subject import Subject
@@ -40,7 +40,7 @@ class Work:
 
     def trials_on(self, block: int) -> list[Trial]:
         """Return the attacks that run on a block."""
-        return [trial for trial in self.trials if block == 0 or trial.where == STANDING]
+        return [trial for trial in self.trials if block == 0 or trial.where in (STANDING, ALL)]
 
     def left(self) -> dict[tuple[int, str], float]:
         """Return the cost of each attack on each block that has no result yet."""
@@ -72,7 +72,7 @@ def run_block(work: Work, block: int, done: Done) -> None:
     for trial in work.trials_on(block):
         entry = work.ledger.get(block, trial.name)
         if entry is None:
-            full = block == 0 and trial.where != SURVIVORS
+            full = trial.where == ALL or (block == 0 and trial.where != SURVIVORS)
             entry = work.ledger.put(
                 block, trial.name, *_run(work, block, trial, samples, right if full else stand)
             )
@@ -92,13 +92,15 @@ def _run(
     work: Work, block: int, trial: Trial, samples: Samples, attacked: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run one attack on some images of a block; return which were attacked and broken, and the time it took."""
-    start, broken = time.perf_counter(), torch.zeros_like(attacked)
+    start = time.perf_counter()
     notes: dict[str, Any] = {}
+    broken, free = torch.zeros_like(attacked), torch.zeros_like(attacked)
     if attacked.any():
         generator = work.subject.generator(trial.name, block)
         try:
-            found = work.subject.broken(trial.attack, samples.take(attacked), trial.source, generator)
-            broken[attacked] = found
+            tried = work.subject.tried(trial.attack, samples.take(attacked), trial.source, generator)
+            broken[attacked], free[attacked], notes["flags"] = tried.broken, tried.free, list(tried.flags)
         except (IronrankError, RuntimeError) as error:  # a net without gradients; the verdict says so
             notes["error"] = " ".join(str(error).split())[:200]
-    return {"attacked": attacked, "broken": broken}, notes | {"seconds": time.perf_counter() - start}
+    tensors = {"attacked": attacked, "broken": broken, "free": free}
+    return tensors, notes | {"seconds": time.perf_counter() - start}

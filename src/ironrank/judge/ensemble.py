@@ -14,11 +14,13 @@ from typing import Any
 
 from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, Square
 from ironrank.attacks.base import Attack
-from ironrank.judge.subject import INWARDS, Subject
+from ironrank.judge.guests import StandardAutoAttack
+from ironrank.judge.subject import Subject
 from ironrank.settings import Settings, setting
 
 GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
-STANDING, PROBE, SURVIVORS = "standing", "probe", "survivors"
+STANDING, PROBE, SURVIVORS, ALL = "standing", "probe", "survivors", "all"
+AUTOATTACK = "autoattack"
 Ball = dict[str, Any]  # norm and eps
 MORE_STEPS, MORE_RESTARTS, SINGLE, CURVE = "more-steps", "more-restarts", "fgsm", "curve"
 
@@ -39,6 +41,7 @@ class Level(Settings):
     restarts: int = setting(1, "random starts of PGD", ge=1)
     targets: int = setting(3, "wrong classes that targeted attacks try", ge=1)
     queries: int = setting(300, "queries of a gradient-free attack", ge=1)
+    square: str = setting(STANDING, "where it runs: standing or probe", choices=(STANDING, PROBE))
     draws: int = setting(200, "draws of random noise", ge=1)
     autoattack: bool = setting(False, "whether standard AutoAttack runs as well")
     curve: tuple[float, ...] = setting(
@@ -47,7 +50,7 @@ class Level(Settings):
 
 
 LEVELS = {
-    "quick": Level(),
+    "quick": Level(square=PROBE),
     "standard": Level(steps=50, restarts=2, targets=9, queries=2000, draws=2000, autoattack=True),
     "full": Level(
         images=0, probe=500, steps=100, restarts=5, targets=9, queries=5000, draws=10_000, autoattack=True
@@ -64,7 +67,7 @@ class Trial:
         kind: What it learns from: gradients, answers only, another net, nothing.
         attack: The attack.
         source: Name of the net whose gradients are followed; empty for the audited one.
-        where: On which images it runs: those standing, the probe, or what survives on the probe.
+        where: On which images it runs: those standing, the probe, what survives on the probe, or all.
         cost: Time of one image, in gradient steps, for the estimate of the time left.
     """
 
@@ -93,10 +96,13 @@ def trials_of(subject: Subject, level: Level, shape: tuple[int, ...]) -> list[Tr
     """
     ball: Ball = {"norm": subject.norm, "eps": subject.eps}
     trials = [
+        *([_autoattack(subject, ball)] if level.autoattack else []),
         *_climbs(ball, level, len(shape)),
         Trial("fmn", MINIMUM, FMN(**ball, steps=2 * level.steps), cost=2 * level.steps),
         *_transfers(subject, ball, level),
-        Trial("square", FREE, Square(**ball, queries=level.queries), cost=level.queries / 3),
+        Trial(
+            "square", FREE, Square(**ball, queries=level.queries), where=level.square, cost=level.queries / 3
+        ),
         Trial("noise", NOISE, Noise(**ball, draws=level.draws), where=PROBE, cost=level.draws / 3),
         *_longer(ball, level),
         *_curve(subject, level, shape),
@@ -109,6 +115,11 @@ def needs_gradient(trial: Trial) -> bool:
     return trial.kind in (GRADIENT, MINIMUM)
 
 
+def _autoattack(subject: Subject, ball: Ball) -> Trial:
+    """Return AutoAttack, on all images that are right: its figure is comparable with published ones."""
+    return Trial(AUTOATTACK, GRADIENT, StandardAutoAttack(**ball, seed=subject.seed), where=ALL, cost=4000)
+
+
 def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
     pgd = PGD(**ball, loss="margin", steps=level.steps, restarts=level.restarts, stop=True)
     apgd = APGD(**ball, loss="ce-scaled", steps=level.steps, restarts=level.restarts)
@@ -117,7 +128,6 @@ def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
         _climb("pgd-ce", replace(pgd, loss="ce")),
         _climb("pgd-margin", pgd),
         _climb("pgd-dlr", replace(pgd, loss="dlr")),
-        replace(_climb("pgd-inwards", pgd), source=INWARDS),
         _climb("apgd-ce", apgd),
         _climb("apgd-targeted", replace(apgd, loss="dlr", restarts=1, targets=level.targets)),
     ]

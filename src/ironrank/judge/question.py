@@ -15,6 +15,7 @@ from ironrank.data import DATASETS, Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.judge.blocks import Work
 from ironrank.judge.ensemble import LEVELS, Level, trials_of
+from ironrank.judge.guests import check_autoattack
 from ironrank.judge.ledger import Ledger
 from ironrank.judge.samples import Data, Samples, blocks_of, samples_of
 from ironrank.judge.subject import Subject, subject_of
@@ -76,6 +77,8 @@ class Question:
         """Load net and images, and look at both."""
         n = self.length.images if self.n is None else self.n
         samples = samples_of(self.data, n or None).to(self.device)
+        if self.length.autoattack:
+            check_autoattack(samples)
         target = open_target(self.what, self.twin).to(self.device)
         return Asked(self, target, samples, subject_of(target, samples, self.norm, self.eps, self.seed))
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ironrank.judge.autoattack import SQUARE_SHARE
 from ironrank.judge.check import Check
 from ironrank.judge.ensemble import (
+    AUTOATTACK,
     CURVE,
     FREE,
     GRADIENT,
@@ -38,6 +40,7 @@ def sanity(tally: Tally, classes: int) -> list[Check]:
     """
     return [
         _ran(tally),
+        *_autoattack(tally),
         *_weaker("noise below gradients", tally, NOISE, "random noise"),
         *_weaker("gradient-free below gradients", tally, FREE, "gradient-free attacks"),
         *_weaker("transfer below gradients", tally, TRANSFER, "images made for another net"),
@@ -54,6 +57,22 @@ def _ran(tally: Tally) -> Check:
     text = f"{len(failed)} of {len(tally.results)} attacks could not be run"
     text += f", the first because: {failed[0].error}" if failed else ""
     return Check("attacks ran", len(failed), 0, text)
+
+
+def _autoattack(tally: Tally) -> list[Check]:
+    """Take AutoAttack's own warnings seriously; Square is counted over all images, as the package does."""
+    result = _named(tally, AUTOATTACK)
+    if result is None:
+        return []
+    said = Check(
+        "AutoAttack without flags",
+        len(result.flags),
+        0,
+        f"it warns of: {', '.join(result.flags) or 'nothing'}",
+    )
+    share, n = result.free.double().mean().item(), len(result.free)
+    text = f"its Square broke {int(result.free.sum())} of {n} images that its white-box attacks had left"
+    return [said, Check("Square below AutoAttack", share, max(SQUARE_SHARE, IMAGES / n), text)]
 
 
 def curve_of(tally: Tally) -> list[tuple[float, float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,11 @@ from ironrank.attacks.base import Attack, evaluation_mode
 from ironrank.attacks.threat import project
 from ironrank.data import mix
 from ironrank.errors import IronrankError
+from ironrank.judge.guests import StandardAutoAttack
 from ironrank.judge.samples import Samples, batches_of
 from ironrank.judge.targets import Target
 
 BATCH = 250  # images at a time
-INWARDS = "inwards"  # the source that stands for the net itself, seen from pixels nearer to grey
 _ENDED = 0.05  # share of pixels without a slope
 _SUM = 1e-3  # probabilities add up to 1 within this
 
@@ -68,6 +69,20 @@ class Logarithm(nn.Module):
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
+class Tried(NamedTuple):
+    """What an attack did to samples (b,).
+
+    Attributes:
+        broken: On which the net errs, bool (b,) on the CPU.
+        free: Which of them were found without a gradient by a part of an attack that has gradients, bool (b,).
+        flags: What the attack says about itself.
+    """
+
+    broken: Tensor
+    free: Tensor
+    flags: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A net with its threat.
@@ -105,8 +120,6 @@ class Subject:
         return torch.Generator().manual_seed(mix(self.seed, "audit", *what))
 
     def _followed(self, source: str) -> nn.Module:
-        if source == INWARDS:
-            return Inwards(self.plain)
         return self.target.sources[source] if source else self.model
 
     @contextmanager
@@ -121,8 +134,8 @@ class Subject:
         """Return where the net names the true class by finite logits, bool (n,) on the CPU."""
         return torch.cat([right(self.target.model, part.x, part.y) for part in batches_of(samples, BATCH)])
 
-    def broken(self, attack: Attack, samples: Samples, source: str, generator: torch.Generator) -> Tensor:
-        """Return on which samples an attack makes the net err, bool (n,) on the CPU.
+    def tried(self, attack: Attack, samples: Samples, source: str, generator: torch.Generator) -> Tried:
+        """Try an attack on samples.
 
         What the attack returns is brought into its ball and box first, whatever it promised, and judged anew.
 
@@ -133,15 +146,19 @@ class Subject:
             generator: Source of randomness.
 
         Returns:
-            The result.
+            What it broke.
         """
-        followed = self._followed(source)
-        found = [torch.zeros(0, dtype=torch.bool)]
+        if isinstance(attack, StandardAutoAttack):
+            found = attack.found(self._followed(source), samples)
+            broken = ~self.right(Samples(found.changed, samples.y))
+            return Tried(broken, broken & found.free, found.flags)
+        parts = [torch.zeros(0, dtype=torch.bool)]
         for part in batches_of(samples, BATCH):
-            changed = attack(followed, part.x, part.y, generator=generator).to(part.x.dtype)
+            changed = attack(self._followed(source), part.x, part.y, generator=generator).to(part.x.dtype)
             changed = project(changed, part.x, attack.eps, attack.norm)
-            found.append(~right(self.target.model, changed, part.y))
-        return torch.cat(found)
+            parts.append(~right(self.target.model, changed, part.y))
+        broken = torch.cat(parts)
+        return Tried(broken, torch.zeros_like(broken))
 
 
 @torch.no_grad()

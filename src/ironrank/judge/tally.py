@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ironrank.judge.ensemble import Trial
+from ironrank.judge.ensemble import FREE, Trial
 from ironrank.judge.ledger import Ledger
 
 CLEAN = "clean"
@@ -23,7 +23,9 @@ class Result:
         broken: Which of them it broke, bool (n,).
         inside: Whether what it finds lies in the ball that the audit is about.
         seconds: Time that it took.
+        free: Which of the broken ones a gradient-free part of it found, bool (n,).
         error: Why it could not be run, if so.
+        flags: What it says about itself.
     """
 
     trial: Trial
@@ -31,7 +33,9 @@ class Result:
     broken: Tensor
     inside: bool
     seconds: float
+    free: Tensor
     error: str = ""
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,9 @@ class Tally:
         found = torch.zeros(self.probe, dtype=torch.bool)
         for result in self.results:
             if result.inside and result.trial.kind in kinds:
-                found |= result.broken[: self.probe]
+                found |= (result.broken & ~result.free)[: self.probe]
+            if result.inside and FREE in kinds:
+                found |= result.free[: self.probe]
         return found
 
 
@@ -91,18 +97,23 @@ def tally_of(ledger: Ledger, blocks: list[slice], trials: list[Trial], eps: floa
         The tally.
     """
     right = torch.cat([_known(ledger, block, CLEAN)[0]["right"] for block in range(len(blocks))])
-    results = []
-    for trial in trials:
-        attacked, broken, seconds = torch.zeros_like(right), torch.zeros_like(right), 0.0
-        error = ""
-        for number, block in enumerate(blocks):
-            if ledger.has(number, trial.name):
-                tensors, notes = _known(ledger, number, trial.name)
-                attacked[block], broken[block] = tensors["attacked"], tensors["broken"]
-                seconds += notes["seconds"]
-                error = error or notes.get("error", "")
-        results.append(Result(trial, attacked, broken, trial.attack.radius <= eps, seconds, error))
+    results = [_result(ledger, blocks, trial, right, eps) for trial in trials]
     return Tally(right, blocks[0].stop, tuple(results))
+
+
+def _result(ledger: Ledger, blocks: list[slice], trial: Trial, right: Tensor, eps: float) -> Result:
+    found = {key: torch.zeros_like(right) for key in ("attacked", "broken", "free")}
+    seconds, error, flags = 0.0, "", set()
+    for number, block in enumerate(blocks):
+        if ledger.has(number, trial.name):
+            tensors, notes = _known(ledger, number, trial.name)
+            for key, whole in found.items():
+                whole[block] = tensors[key]
+            seconds += notes["seconds"]
+            error = error or notes.get("error", "")
+            flags |= set(notes.get("flags", ()))
+    return Result(trial=trial, inside=trial.attack.radius <= eps, seconds=seconds, error=error,
+                  flags=tuple(sorted(flags)), **found)  # fmt: skip
 
 
 def _known(ledger: Ledger, block: int, name: str) -> tuple[dict[str, Tensor], dict]:
