@@ -122,6 +122,20 @@ def test_ranks_go_up_as_well():
     assert ranks_of(net) == [5] and (net[0].matrix() - target).norm() < 0.05 * target.norm()
 
 
+def test_half_normal_singular_values_at_the_start():
+    nets = []
+    for _ in range(2):
+        model = small_net(whole)  # seeds torch
+        nets.append(DLRT(spectrum="half-normal", keep=1.0, **FREE).prepare(model))
+    for (_, layer), (_, again) in zip(*(factored_layers(net) for net in nets), strict=True):
+        s = torch.linalg.svdvals(layer.matrix().detach())
+        torch.testing.assert_close(layer.S.detach(), torch.diag(s[: layer.rank]))
+        assert 0.5 < s[0] < 4 and torch.equal(layer.S, again.S)
+    plain = dict(factored_layers(DLRT(keep=1.0, **FREE).prepare(small_net(whole))))
+    for name, layer in factored_layers(nets[0]):
+        assert torch.equal(layer.U, plain[name].U) and (layer.S - plain[name].S).abs().max() > 0.1
+
+
 def test_ranks_stay_within_their_limits():
     method = DLRT(keep=0.6, tolerance=0.9, min_rank=2, ranks={"3": 7}, round_to=2)
     fit = Fit(method, SGD(lr=0.1))

@@ -30,6 +30,7 @@ from torch import nn
 from ironrank.errors import IronrankError
 from ironrank.layers import Rank
 from ironrank.linalg import side_by_side
+from ironrank.linalg.svd import checked_svd
 from ironrank.methods.base import State
 from ironrank.methods.limits import clipped, full_ends, left, limited, smallest_size
 from ironrank.methods.lowrank import LowRank
@@ -41,6 +42,7 @@ from ironrank.surgery import Plan, factored_layers, last_match, layers_with_core
 from ironrank.surgery.choose import rank_in
 
 Layers = dict[str, Any]
+SPECTRA = ("weights", "half-normal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class Adaptive(LowRank):
         min_rank: Smallest rank.
         max_rank: Largest rank as a number, for all layers; 0 for none.
         round_to: Ranks are rounded up to a multiple of this.
+        spectrum: Singular values of the cores at the start: those of the weights that are given, or "half-normal",
+            absolute values of normal random numbers. A random matrix has a flat spectrum, of which a large tolerance
+            cuts off a part at every truncation until nothing is left to train; a half-normal one is steep and large.
         budget: Size of the whole deployed net that is not exceeded after a truncation, such as "params=8x".
     """
 
@@ -61,6 +66,7 @@ class Adaptive(LowRank):
     tolerance: float = setting(0.1, "share of a core's norm that truncation may drop", ge=0, lt=1)
     min_rank: int = setting(2, "smallest rank", ge=1)
     max_rank: int = setting(0, "largest rank as a number; 0 for none", ge=0)
+    spectrum: str = setting("weights", "singular values of the cores at the start", choices=SPECTRA)
     budget: str = setting("", "size of the whole net after each truncation, such as params=8x")
 
     def __post_init__(self) -> None:
@@ -94,6 +100,9 @@ class Adaptive(LowRank):
                 layer.orthonormalize()
         else:
             self.factorize(model, core=True)
+            if self.spectrum == "half-normal":
+                for layer in adaptive_layers(model).values():
+                    _draw_spectrum(layer)
         if self.budget:
             layers = adaptive_layers(model)
             least = {name: low for name, (low, _) in self.bounds(layers).items()}
@@ -256,6 +265,14 @@ class Adaptive(LowRank):
 def adaptive_layers(model: nn.Module) -> Layers:
     """Return the layers whose core is trained, by full name."""
     return {name: layer for name, layer in layers_with_core(model) if layer.S.requires_grad}
+
+
+@torch.no_grad()
+def _draw_spectrum(layer: Any) -> None:
+    """Give a core, as seen from U, absolute normal random numbers as singular values; its directions stay."""
+    P, s, Qt = checked_svd(layer.unfoldings()[0])
+    drawn = torch.randn(len(s)).abs().sort(descending=True).values.to(s)
+    layer.S.copy_((P * drawn @ Qt).reshape(layer.S.shape))
 
 
 def _named(name: str, rank: Rank) -> dict[str, float]:
