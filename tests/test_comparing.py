@@ -139,6 +139,11 @@ def test_the_page_shows_what_the_table_says(made):
         assert head in source
     for row in result["rows"]:
         assert row["seeds"] == [0] and words.label_of(row) in source
+    assert result["command"].startswith(
+        "ironrank compare demo --methods uv,condlr --budgets 50,80 --seeds 1 "
+    )
+    assert "--ablation" in result["command"] and result["command"] in source
+    assert f"torch {result['machine']['torch']}" in source
     assert "FGSM" not in source  # one step proves nothing
     text = (made / "table.md").read_text(encoding="utf-8")
     assert text.count("| dense |") == 4 and "## Ablation" in text  # two tables, two curves

@@ -17,6 +17,7 @@ from ironrank.comparison.cells import by_params, cells_of
 from ironrank.comparison.difference import difference
 from ironrank.comparison.findings import findings, points
 from ironrank.comparison.judging import course_over, survivors
+from ironrank.comparison.main import settings_of
 from ironrank.comparison.question import ADVERSARIAL, CLEAN, ask, objectives, stages_of
 from ironrank.comparison.timing import MEASUREMENTS, by_latency, paired, search, untrained
 from ironrank.config import build_run
@@ -166,6 +167,10 @@ def test_the_recipes_own_settings_are_used():
     chain = build_run("cstar/lenet5-mnist", ["start.method.rho=0.5"])
     assert question(chain, "cstar").settings["cstar"].rho == 0.5
     assert question(chain, "condlr").settings["condlr"] == CondLR()
+    modes = settings_of("cstar/lenet5-mnist")  # of its other modes
+    assert modes["condlr"].scale == "norm" and {"svd", "cstar"} <= modes.keys() and "uv" not in modes
+    assert question(chain, "condlr,uv", settings=modes).settings["condlr"] == modes["condlr"]
+    assert "svd" not in settings_of("condlr/lenet5-mnist", ["method.tau=0.7"])  # has no tau
 
 
 def test_every_method_at_every_budget_has_all_epochs_and_no_more_parameters(mnist):

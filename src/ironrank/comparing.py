@@ -96,9 +96,8 @@ def plan(result: Mapping[str, Any]) -> Any:
            for row in result["left_out"]]  # fmt: skip
     jobs = result["jobs"]
     total = f"{len(rows)} cells, {duration(result['seconds'])}; with {jobs} process{'es' if jobs > 1 else ''} about "
-    total += (
-        f"{duration(result['seconds'] / jobs)}. An estimate from a few timed steps of each kind of net, now."
-    )
+    total += f"{duration(result['seconds'] / jobs)}. "
+    total += "An estimate from a few timed steps of each kind of net, if nothing else runs."
     return Group(table(("cell", "time"), rows), *map(Text, out), Text(total))
 
 

@@ -1,8 +1,9 @@
-"""How long a comparison would take: a few real steps of every kind of net, timed here and now, and multiplied.
+"""How long a comparison would take if nothing else ran: a few real steps of every kind of net, timed and multiplied.
 
 A kind is a training, a net and a budget; its seeds cost the same. Timed are steps of each of its stages on untrained
 weights and a short attack on the net as it would be judged. What a method does now and then (choose ranks anew, once in
-a hundred steps) is seldom among the timed steps: this is an estimate. Judging is counted as if no image fell early.
+a hundred steps) is seldom among the timed steps: this is an estimate. Judging is counted as if no image fell early. On
+a CPU the clock counts the time that this process computes, on one thread, so that other programs do not count.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from ironrank.attacks import PGD
 from ironrank.comparison.cells import Cell
-from ironrank.comparison.grid import stage_name
+from ironrank.comparison.grid import one_thread, stage_name
 from ironrank.comparison.judging import CURVE_IMAGES, CURVE_STEPS
 from ironrank.comparison.question import Protocol, stages_of
 from ironrank.data import Images
@@ -53,7 +56,8 @@ def estimate(cells: Iterable[Cell], protocol: Protocol) -> dict[str, float]:
     seconds = {}
     for cell in cells:
         if cell.kind not in by_kind:
-            by_kind[cell.kind] = cost(cell.run, protocol)
+            with one_thread():
+                by_kind[cell.kind] = cost(cell.run, protocol)
         known = by_kind[cell.kind]
         names = [stage_name(stage) for stage in stages_of(cell.run)[:-1]]
         new = [
@@ -91,19 +95,28 @@ def cost(run: Run, protocol: Protocol) -> Cost:
 
 def _step_seconds(job: Job) -> float:
     job.step(0)
-    began = time.perf_counter()
+    began = _now(job)
     for k in range(STEPS):
         job.step(k)
-    return (time.perf_counter() - began) / STEPS
+    return (_now(job) - began) / STEPS
+
+
+def _now(job: Job) -> float:
+    device = torch.device(job.run.device)
+    if device.type == "cpu":
+        return time.process_time()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _attack_seconds(job: Job) -> float:
     """Return the seconds that one attack step on one image takes."""
     images: Images = job.train_images.first(PROBED)
     net = for_inference(job.final(job.model))
-    began = time.perf_counter()
+    began = _now(job)
     withstood(net, images, dataclasses.replace(PROBE, norm=job.run.validate.norm), 0)
-    return (time.perf_counter() - began) / (len(images) * (PROBE.steps + 1))
+    return (_now(job) - began) / (len(images) * (PROBE.steps + 1))
 
 
 def _validation(job: Job, attacked: float) -> float:

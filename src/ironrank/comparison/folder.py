@@ -87,12 +87,8 @@ def work(out: Path, cells: Sequence[Cell], protocol: Protocol, say: grid.Say = l
         write_json(folder / FAILED, {"error": str(error)})
         say(f"{folder.name} failed: {error}")
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with grid.one_thread():
         grid.work(out, [(cell.name, cell.run) for cell in cells], judged, say, failed)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def write_cells(out: Path, cells: Sequence[Cell], protocol: dict[str, Any]) -> None:

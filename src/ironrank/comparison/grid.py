@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.settings import encode
@@ -190,6 +192,17 @@ def _forsaken(mark: Path) -> bool:
     except (OSError, ValueError):
         return False
     return False
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread while the block runs, as each of several processes does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def release(out: Path) -> None:

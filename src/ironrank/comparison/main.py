@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ironrank import __version__
+from ironrank.bench.machine import machine
 from ironrank.comparison import folder, grid, page, words
 from ironrank.comparison.cells import Cell, LeftOut, Size, by_params, cells_of
 from ironrank.comparison.estimate import estimate
@@ -84,10 +87,10 @@ def compare(
         IronrankError: If a word is unknown, a number out of range, data is missing, or the folder holds other things.
     """
     name = recipe if isinstance(recipe, str) else recipe.recipe or "run"
-    run = (
-        recipe if isinstance(recipe, Run) else build_run(recipe, [*overrides, *shorthand(data, None, device)])
-    )
-    question = ask(run, methods, budgets, seeds, equal, training, ablation, n, steps, restarts)
+    changes = [*overrides, *shorthand(data, None, device)]
+    run = recipe if isinstance(recipe, Run) else build_run(recipe, changes)
+    own = {} if isinstance(recipe, Run) else settings_of(recipe, changes)
+    question = ask(run, methods, budgets, seeds, equal, training, ablation, n, steps, restarts, own)
     place, jobs = Path(out or default_folder(name)), _processes(jobs)
     folder.check(place, question)
     for split in ("train", "test"):
@@ -100,7 +103,10 @@ def compare(
     folder.claim(place, question, name)
     _fill(place, question, cells, jobs, say)
     folder.time_all(place, cells, question.base, say, rounds)
-    return _result(place, name, question, cells, left_out)
+    told = _result(place, name, question, cells, left_out)
+    told["command"] = _command(name, question, training, changes)
+    told["machine"] = {"ironrank": __version__} | {k: machine(1)[k] for k in ("torch", "python", "cpu")}
+    return _written(place, told)
 
 
 def default_folder(recipe: str) -> Path:
@@ -108,8 +114,20 @@ def default_folder(recipe: str) -> Path:
     return Path("runs", f"compare-{recipe.replace('/', '-')}")
 
 
-def _settings(recipe: str, changes: Sequence[str]) -> dict[str, Method]:
-    """Return the methods that the recipe has settings for: those that are modes of it."""
+def settings_of(recipe: str, changes: Sequence[str] = ()) -> dict[str, Method]:
+    """Return the methods that a recipe has settings for: those that are modes of it.
+
+    Args:
+        recipe: Its name.
+        changes: ``path=value``; a mode that they do not fit is left out.
+
+    Returns:
+        Methods by name.
+
+    Example:
+        >>> settings_of("condlr/lenet5-mnist", ["nominal=50"])["condlr"].keep
+        0.5
+    """
     found: dict[str, Method] = {}
     for name in METHODS:
         with suppress(IronrankError):  # no mode of this recipe, or one that the changes do not fit
@@ -162,17 +180,32 @@ def _fill(out: Path, question: Question, cells: list[Cell], jobs: int, say: Say)
 def _result(
     out: Path, name: str, question: Question, cells: list[Cell], left_out: list[LeftOut]
 ) -> dict[str, Any]:
-    """Put the answer together, and write it three ways."""
+    """Put the answer together."""
     found, base = groups(out, cells), question.base
     whole = count(base.model, base.data.spec)
     files = {key: str(out / key) for key in ("table.json", "table.md", "comparison.html")}
-    result = plain_json({
+    return plain_json({
         "format": FORMAT, "recipe": name, "equal": question.equal, "epochs": base.epochs, "budgets": question.budgets,
         "seeds": question.seeds, "params_dense": whole, "chance": 1 / base.data.spec.classes,
         "protocol": dataclasses.asdict(question.protocol), "run": encode(base),
         "rows": rows_of(out, cells, left_out, found, whole), "ablation": ablation_of(question, found),
         "findings": findings(question, found), "files": files,
     })  # fmt: skip
+
+
+def _command(name: str, question: Question, training: str, changes: Sequence[str]) -> str:
+    """Return the command that does the same."""
+    rule, budgets = question.protocol, ",".join(f"{budget:g}" for budget in question.budgets)
+    parts = ["ironrank", "compare", name, "--methods", ",".join(question.settings), "--budgets", budgets,
+              "--seeds", str(len(question.seeds)), "--equal", question.equal, "--train", training,
+              *(["--ablation"] if question.ablation else []), "--n", str(rule.n), "--steps", str(rule.steps),
+              "--restarts", str(rule.restarts)]  # fmt: skip
+    parts += [word for change in changes for word in ("--set", change)]
+    return shlex.join(parts)
+
+
+def _written(out: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write the answer three ways."""
     write_json(out / "table.json", result)
     write_text(out / "table.md", words.markdown(result))
     write_text(out / "comparison.html", page.render(result))

@@ -32,4 +32,6 @@ def render(result: Result) -> str:
         curves=figures.against_eps(result),
         curve_tables=[words.curves(result, training) for training in judged],
         missing=words.missing(result),
+        software=words.software(result),
+        command=result["command"],
     )  # fmt: skip

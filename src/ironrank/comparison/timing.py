@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ironrank.bench.paired import compare
 from ironrank.comparison.cells import Size, within
+from ironrank.comparison.grid import one_thread
 from ironrank.comparison.question import Question
 from ironrank.data import mix
 from ironrank.errors import IronrankError
@@ -52,13 +53,8 @@ def paired(dense: nn.Module, net: nn.Module, x: Tensor, rounds: int = ROUNDS) ->
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            times = compare({"dense": lambda: call(dense), "net": lambda: call(net)}, rounds, warmup=5)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.inference_mode():
+        times = compare({"dense": lambda: call(dense), "net": lambda: call(net)}, rounds, warmup=5)
     own, ratio = times.spread("net").ms(), times.ratio("net", "dense")
     return {"median": own["median"], "q1": own["q1"], "q3": own["q3"],
             "dense": times.spread("dense").ms()["median"], "ratio": ratio.median, "ratio_q1": ratio.q1,
@@ -99,7 +95,7 @@ def search(ratio_of: Callable[[int], float], whole: int, target: float) -> Found
 
     Example:
         >>> search(lambda params: params / 1000, 1000, 0.5).params
-        494
+        497
     """
     low, high, best = whole / SMALLEST, float(whole), None
     measured: list[tuple[int, float]] = []

@@ -23,11 +23,11 @@ def title_of(result: Result) -> str:
 
 
 def label_of(row: Mapping[str, Any]) -> str:
-    """Return the name of a row: its net and its budget.
+    r"""Return the name of a row: its net and its budget.
 
     Example:
         >>> label_of({"net": "uv", "budget": 80.0}), label_of({"net": "dense", "budget": None})
-        ('uv 80 %', 'dense')
+        ('uv 80\xa0%', 'dense')
     """
     return row["net"] if row["budget"] is None else f"{row['net']} {row['budget']:g}{NO_BREAK}%"
 
@@ -267,9 +267,16 @@ def markdown(result: Result) -> str:
     blocks += ["## Ablation", md.table(taken_apart)] if taken_apart else []
     tables = [curves(result, training) for training in trainings_of(result)]
     blocks += ["## Accuracy against the strength of the attack", *(md.table(t) for t in tables if t)]
+    blocks += ["## Versions and command", md.escape(software(result)), md.code(result["command"])]
     gone = missing(result)
     blocks += ["## What is missing", md.bullets(gone)] if gone else []
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def software(result: Result) -> str:
+    """Return what it was made with: versions and processor."""
+    made = result["machine"]
+    return f"ironrank {made['ironrank']}, torch {made['torch']}, python {made['python']}, {made['cpu']}."
 
 
 def summary(result: Result) -> str:
