@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ironrank.certificates import certify
-from ironrank.certificates.layers import MODULES, SLOPES, adaptive_average_pool, average_pool, max_pool
+from ironrank.certificates.layers import MODULES, SLOPES
+from ironrank.certificates.pooling import adaptive_average_pool, average_pool, max_pool
 from ironrank.certificates.walk import Walk
 from ironrank.data import Images
 from ironrank.errors import IronrankError
@@ -161,7 +162,9 @@ def test_what_has_no_bound_is_refused_by_name(name: str) -> None:
     torch.manual_seed(0)
     make, word = REFUSED[name]
     with pytest.raises(IronrankError, match=word):
-        certify(make(), noise((1, 2, 2), 4, 4))
+        certify(
+            make(), noise((1, 2, 2), 2, 4)
+        )  # two images and two probes of each: as many as numbers in one
 
 
 def test_hooks_and_lower_precision_are_refused() -> None:

@@ -3,8 +3,10 @@
 gram.py          spectral norms of matrices from above, rounding included
 convolution.py   the same of convolutions as operators on images
 linear.py        linear layers: operator, composition, rounding in float32
-layers.py        activations, pooling, and what only reorders numbers
+pooling.py       average and max pooling
+layers.py        every layer that is known; activations, dropout, padding
 functions.py     the same as functions and methods of tensors
+trace.py         from a net to the graph of what it does, and what no graph shows
 values.py        what a walk through a net carries along
 walk.py          from the image to the logits of any net that can be traced
 certify.py       radius of each image, certified accuracy, verdict

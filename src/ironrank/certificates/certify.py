@@ -77,6 +77,7 @@ def certify(model: nn.Module, images: Images, radii: Sequence[float] = RADII) ->
     _check(images, radii)
     net = deploy(model).eval().to(images.device)
     walk = Walk(net)
+    _walked(net, walk, _probes(images))
     found = [_batch(net, walk, x, y) for x, y in batches(images, BATCH)]
     radius, right, error = (torch.cat(column) for column in zip(*found, strict=True))
     reached = [(radius > r).double().mean().item() for r in radii]
@@ -116,17 +117,36 @@ def _check(images: Images, radii: Sequence[float]) -> None:
 @torch.no_grad()
 def _batch(net: nn.Module, walk: Walk, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return radius, whether the class is right, and the bound on the rounding of the logits, for each image (b,)."""
-    x = x.contiguous()
-    executed = net(x).double()
-    logits = walk(x.double())
-    error = logits.error * _DOUBLE
-    if not bool(((executed - logits.x).norm(dim=1) <= error).all()):
-        raise IronrankError(
-            "no bound: the net computes other logits than its layers in float32 do; it is random, or of lower "
-            "precision (TF32, half), or holds code that cannot be traced"
-        )
+    executed, logits = _walked(net, walk, x)
     radius = certified_radius(logits, y)
-    return radius.cpu(), (executed.argmax(1) == y).cpu(), error.cpu()
+    return radius.cpu(), (executed.argmax(1) == y).cpu(), (logits.error * _DOUBLE).cpu()
+
+
+@torch.no_grad()
+def _walked(net: nn.Module, walk: Walk, x: Tensor) -> tuple[Tensor, Value]:
+    """Return the logits (b, classes) as executed and as walked, which have to agree, in the batch and alone."""
+    x = x.contiguous()
+    together, alone = net(x.clone()).double(), net(x[:1].clone()).double()  # clones: it may work in place
+    logits = walk(x.double())
+    for executed in (together, alone):
+        n = len(executed)
+        agrees = executed.shape[1:] == logits.x.shape[1:] and bool(
+            ((executed - logits.x[:n]).norm(dim=1) <= logits.error[:n] * _DOUBLE).all()
+        )
+        if not agrees:
+            raise IronrankError(
+                "no bound: the net computes other logits than its layers in float32 do; it is random, or of lower "
+                "precision (TF32, half), or holds code that cannot be traced"
+            )
+    return together, logits
+
+
+def _probes(images: Images) -> Tensor:
+    """Return images that are not of the data, where units are on that may be off at all of those."""
+    x = images.pixels(torch.arange(min(8, len(images))))
+    draw = torch.Generator().manual_seed(0)
+    near, any_ = torch.randn(x.shape, generator=draw), torch.rand(x.shape, generator=draw)
+    return torch.cat([(x + 0.1 * near.to(x)).clamp(0, 1), any_.to(x)])
 
 
 def certified_radius(logits: Value, y: Tensor) -> Tensor:
@@ -145,7 +165,8 @@ def certified_radius(logits: Value, y: Tensor) -> Tensor:
     )
     radius = margin / (constants + math.sqrt(2) * _DOUBLE * logits.slope)
     radius = radius.scatter(1, y.unsqueeze(1), torch.inf)  # against itself
-    return (radius.amin(1) * (1 - 1e-9)).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+    radius = torch.minimum(radius.amin(1), torch.as_tensor(logits.room).to(radius))
+    return (radius * (1 - 1e-9)).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
 
 
 def pair_constants(logits: Value) -> Tensor:

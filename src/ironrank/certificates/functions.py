@@ -14,19 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ironrank.certificates.layers import (
-    KEEPS,
-    SAME,
-    SLOPES,
+from ironrank.certificates.layers import KEEPS, SAME, SLOPES, activation, constant, dropout, pad
+from ironrank.certificates.linear import (
+    EPS32,
+    TINY32,
+    Local,
     Shape,
-    activation,
+    of_batch_norm,
+    of_conv,
+    of_linear,
+    scaling,
+)
+from ironrank.certificates.pooling import (
     adaptive_average_pool,
     adaptive_max_pool,
     average_pool,
     max_pool,
     mean,
 )
-from ironrank.certificates.linear import EPS32, TINY32, Local, of_batch_norm, of_conv, of_linear, scaling
 from ironrank.errors import IronrankError
 
 Function = Callable[..., Local]
@@ -40,12 +45,6 @@ def _activation(name: str) -> Function:
         return activation(name, shape, **dict(zip(names, args[:takes], strict=False)), **kwargs)
 
     return bounds
-
-
-def _dropout(shape: Shape, p: float = 0.5, training: bool = True, inplace: bool = False) -> Local:
-    if training:
-        raise IronrankError("no bound for dropout that is on in evaluation: the net is random")
-    return KEEPS
 
 
 def _permute(shape: Shape, *dims: Any) -> Local:
@@ -69,14 +68,6 @@ def _getitem(shape: Shape, key: Any) -> Local:
         raise IronrankError("no bound for indexing by tensors or lists")
     first = keys[0]
     return _leaves_samples(first is Ellipsis or (isinstance(first, slice) and first == slice(None)))
-
-
-def _pad(shape: Shape, pad: Any, mode: str = "constant", value: Any = None) -> Local:
-    if mode != "constant" or len(pad) > 2 * (len(shape) - 1):
-        raise IronrankError(
-            f"no bound for padding of mode {mode!r} as a function: pad inside the convolution"
-        )
-    return SAME
 
 
 def _mean(shape: Shape, dim: Any = None, keepdim: bool = False) -> Local:
@@ -116,6 +107,8 @@ def _keeps(shape: Shape, *args: Any, **kwargs: Any) -> Local:
 
 
 def _reorders(shape: Shape, *args: Any, **kwargs: Any) -> Local:
+    if any(isinstance(argument, torch.dtype) for argument in (*args, *kwargs.values())):
+        raise IronrankError("no bound for a view of bits as another type")
     return SAME
 
 
@@ -126,11 +119,11 @@ FUNCTIONS: dict[str, Function] = {
     **dict.fromkeys(("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "pixelshuffle",
                      "pixelunshuffle", "channelshuffle"), _reorders),
     **dict.fromkeys(("contiguous", "clone", "float", "neg", "identity"), _keeps),
-    **{f"dropout{dims}": _dropout for dims in ("", *_DIMS)},
+    **{f"dropout{dims}": dropout for dims in ("", *_DIMS)},
     "permute": _permute,
     "transpose": _transpose,
     "getitem": _getitem,
-    "pad": _pad,
+    "pad": pad,
     "mean": _mean,
     **{f"maxpool{dims}": _max_pool for dims in _DIMS},
     **{f"avgpool{dims}": average_pool for dims in _DIMS},
@@ -149,34 +142,32 @@ def plain_name(target: Any) -> str:
     return name.replace("_", "").lower()
 
 
-def shifted(shape: Shape, constant: Any) -> Local:
+def shifted(shape: Shape, by: Any) -> Local:
     """Return the bounds of a sum with a constant.
 
     Args:
         shape: Shape of the input (b, ...).
-        constant: A number, or a tensor that is broadcast.
+        by: A number, or a tensor that is broadcast.
 
     Returns:
         The bounds.
     """
-    whole = torch.as_tensor(constant, dtype=torch.float64).broadcast_to((1, *shape[1:]))
-    return Local(1.0, EPS32, 2 * EPS32 * whole.norm().item(), keeps=True, method="shift")
+    return Local(1.0, EPS32, 2 * EPS32 * constant(by, shape).norm().item(), keeps=True, method="shift")
 
 
-def scaled(shape: Shape, constant: Any, divide: bool = False) -> Local:
+def scaled(shape: Shape, by: Any, divide: bool = False) -> Local:
     """Return the bounds of a product with, or a division by, a constant.
 
     Args:
         shape: Shape of the input (b, ...).
-        constant: A number, or a tensor that is broadcast.
+        by: A number, or a tensor that is broadcast.
         divide: Whether to divide.
 
     Returns:
         The bounds; those of one factor for each channel know their operator.
     """
-    factor = torch.as_tensor(constant).double()
-    factor = 1 / factor if divide else factor
-    whole = factor.broadcast_to((1, *shape[1:]))[0]
+    whole = constant(by, shape)[0]
+    whole = 1 / whole if divide else whole
     channels = whole.flatten(1)[:, 0] if whole.dim() > 1 else whole
     if torch.equal(whole, channels.view(-1, *[1] * (whole.dim() - 1)).expand_as(whole)):
         return scaling(channels, shape)

@@ -77,10 +77,22 @@ def spectral_norm(A: Tensor, rtol: float = RTOL, known: float = 0.0) -> float:
     A = A.to(torch.complex128 if A.is_complex() else torch.float64)
     if not A.numel():
         return known
-    A = A.mH if A.shape[-1] > A.shape[-2] else A
+    unit = _power_of_two(A)
+    if not unit:
+        return known
+    A = (A.mH if A.shape[-1] > A.shape[-2] else A) / unit  # exact; no square is too small or too large
     G = (A.mH @ A).reshape(-1, A.shape[-1], A.shape[-1])
     error = gamma(A.shape[-2]) * A.abs().square().sum((-2, -1)).max().item()  # ||fl(G) - G||_F
-    return max(known, math.sqrt(largest_eigenvalue(G, rtol, known**2) + error) * _SLACK)
+    found = math.sqrt(largest_eigenvalue(G, rtol, min(known / unit, 1e150) ** 2) + error)
+    return max(known, found * _SLACK * unit)
+
+
+def _power_of_two(A: Tensor) -> float:
+    """Return the power of two below the largest entry, 0 where all are."""
+    largest = A.abs().max().item()
+    if not math.isfinite(largest):
+        raise IronrankError("no bound: weights or statistics are not finite")
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest else 0.0
 
 
 def largest_eigenvalue(G: Tensor, rtol: float = RTOL, known: float = 0.0) -> float:

@@ -1,35 +1,36 @@
-"""Lipschitz constants of the layers that are not linear with weights: activations, pooling, and what only reorders.
+"""Bounds of every layer of torch that is known: activations, dropout and padding here, the others from their files.
 
-Activations act on each number by itself, so that their constant is the largest slope. Average pooling is a product of
-one small matrix for each axis, whose norms multiply. Max pooling moves by at most the largest change in a window, so
-its square by at most as many times as there are windows that a pixel is in: once where they do not overlap, which
-is often taken for granted where they do.
+Activations act on each number by itself, so that their constant is the largest slope. Pooling is in `pooling`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ironrank.certificates.gram import gamma, spectral_norm
 from ironrank.certificates.linear import (
     CONVOLUTIONS,
     EPS32,
     TINY32,
-    UNIT32,
     Local,
+    Shape,
     of_batch_norm,
     of_conv,
     of_linear,
 )
+from ironrank.certificates.pooling import (
+    adaptive_average_pool,
+    adaptive_max_pool,
+    average_pool,
+    max_pool,
+)
 from ironrank.errors import IronrankError
 
-Shape = tuple[int, ...]
 Rule = Callable[[Any, Shape], Local]
 SAME = Local(1.0, method="reorders")
 KEEPS = Local(1.0, keeps=True, method="identity")
@@ -40,13 +41,13 @@ SLOPES: dict[str, Callable[..., float]] = {
     "relu6": lambda: 1.0,
     "hardtanh": lambda min_val=-1.0, max_val=1.0: 1.0,
     "clamp": lambda min=None, max=None: 1.0,
-    "leakyrelu": lambda negative_slope=0.01: max(1.0, abs(negative_slope)),
+    "leakyrelu": lambda negative_slope=0.01: max(abs(negative_slope), 1.0),
     "abs": lambda: 1.0,
     "tanh": lambda: 1.0,
     "sigmoid": lambda: 0.25,
     "softplus": lambda beta=1.0, threshold=20.0: _softplus(beta, threshold),
-    "elu": lambda alpha=1.0: max(1.0, abs(alpha)),
-    "celu": lambda alpha=1.0: 1.0,
+    "elu": lambda alpha=1.0: max(abs(alpha), 1.0),
+    "celu": lambda alpha=1.0: 1.0 if alpha > 0 else math.inf,  # below 0 it grows like exp(|x|)
     "selu": lambda: 1.7581,
     "silu": lambda: 1.0999,
     "gelu": lambda approximate="none": 1.1291,
@@ -66,7 +67,13 @@ def _softplus(beta: float, threshold: float) -> float:
     return 1.0
 
 
-EXACT = ("relu", "relu6", "hardtanh", "clamp", "abs")  # no rounding: the value or a constant
+EXACT = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "clamp",
+    "abs",
+)  # no rounding but of their limits: the value or a constant
 _ROUNDINGS = 32  # of the smooth ones and of their arguments: generous for any libm
 
 
@@ -80,118 +87,78 @@ def activation(name: str, shape: Shape, **settings: Any) -> Local:
 
     Returns:
         The bounds. Softplus jumps at its threshold by less than 3e-9, which the rounding covers.
+
+    Raises:
+        IronrankError: If it has no largest slope.
     """
     slope = SLOPES[name](**settings)
+    if not math.isfinite(slope):
+        raise IronrankError(f"no bound for {name} with {settings}: it is not Lipschitz")
     if name in EXACT:
-        return Local(slope, method="slope")
+        limits = [constant(limit, shape) for limit in settings.values() if limit is not None]
+        return Local(slope, floor=math.fsum(map(own_rounding, limits)), method="slope")
     numbers = math.sqrt(math.prod(shape[1:]))
     if name == "leakyrelu":
         return Local(slope, EPS32 * slope, TINY32 * numbers, method="slope")
     return Local(slope, _ROUNDINGS * EPS32 * slope, _ROUNDINGS * EPS32 * numbers, method="slope")
 
 
-def per_axis(value: Any, axes: int) -> Shape:
-    """Return one number for each axis."""
-    return tuple(value) if isinstance(value, tuple | list) else (value,) * axes
+def constant(value: Any, shape: Shape) -> Tensor:
+    """Return a constant as it meets a value.
 
+    Args:
+        value: A number, or a tensor that is broadcast.
+        shape: Shape of the value (b, ...).
 
-def average_pool(
-    shape: Shape, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-    count_include_pad: bool = True, divisor_override: int | None = None,
-) -> Local:  # fmt: skip
-    """Return the bounds of average pooling; arguments as torch takes them, after the shape of the input.
+    Returns:
+        (1, ...), float64, as large as one sample.
 
     Raises:
-        IronrankError: If there is a ``divisor_override``.
+        RuntimeError: If it is the value that would be broadcast, or each sample has a constant of its own.
     """
-    if divisor_override is not None:
-        raise IronrankError(f"no bound for average pooling with divisor_override={divisor_override}")
-    size = shape[2:]
-    form = zip(
-        size, *(per_axis(v, len(size)) for v in (kernel_size, stride or kernel_size, padding)), strict=True
-    )
-    lines = [F.avg_pool1d(_unit(n), k, s, p, ceil_mode, count_include_pad).squeeze(0) for n, k, s, p in form]
-    return _averages(lines, math.prod(per_axis(kernel_size, len(size))))
+    return torch.as_tensor(value, dtype=torch.float64).broadcast_to((1, *shape[1:]))
 
 
-def adaptive_average_pool(shape: Shape, output_size: Any) -> Local:
-    """Return the bounds of adaptive average pooling.
-
-    Args:
-        shape: Shape of the input (b, c, *size).
-        output_size: As torch takes it.
-
-    Returns:
-        The bounds.
-    """
-    size = shape[2:]
-    wanted = [
-        n if out is None else out for n, out in zip(size, per_axis(output_size, len(size)), strict=True)
-    ]
-    lines = [F.adaptive_avg_pool1d(_unit(n), out).squeeze(0) for n, out in zip(size, wanted, strict=True)]
-    return _averages(lines, math.prod(size))
-
-
-def mean(shape: Shape, axes: Shape) -> Local:
-    """Return the bounds of a mean over axes, none of them the first."""
-    terms = math.prod(shape[axis] for axis in axes)
-    return _averages([torch.full((1, terms), 1 / terms, dtype=torch.float64)], terms)
-
-
-def _unit(n: int) -> Tensor:
-    return torch.eye(n, dtype=torch.float64).unsqueeze(0)
-
-
-def _averages(lines: list[Tensor], terms: int) -> Local:
-    """Return the bounds of a product of averages over axes: weights are above zero, so noise is a share of the gain."""
-    gain = math.prod(spectral_norm(line, rtol=1e-6) for line in lines)
-    return Local(gain, gamma(terms + 4, UNIT32) * gain, TINY32, method="average")
-
-
-def max_pool(
-    shape: Shape,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Local:
-    """Return the bounds of max pooling; arguments as torch takes them, after the shape of the input."""
-    size = shape[2:]
-    axes = [per_axis(v, len(size)) for v in (kernel_size, stride or kernel_size, padding, dilation)]
-    windows = math.prod(_windows(form, ceil_mode) for form in zip(size, *axes, strict=True))
-    return Local(math.sqrt(windows), method="windows of a pixel")
-
-
-def _windows(form: Shape, ceil_mode: bool) -> int:
-    """Return in how many windows the most covered pixel of an axis is; one window too many at the end does no harm."""
-    n, k, s, p, d = form
-    last = n + 2 * p - d * (k - 1) - 1
-    starts = range(-p, -p + (-(-last // s) if ceil_mode else last // s) * s + 1, s)
-    covered = [start + d * t for start in starts for t in range(k)]
-    return max(covered.count(i) for i in range(n))
-
-
-def adaptive_max_pool(shape: Shape, output_size: Any) -> Local:
-    """Return the bounds of adaptive max pooling; windows go from floor(i n / m) to ceil((i + 1) n / m).
-
-    Args:
-        shape: Shape of the input (b, c, *size).
-        output_size: As torch takes it.
-
-    Returns:
-        The bounds.
-    """
-    most = 1
-    for n, out in zip(shape[2:], per_axis(output_size, len(shape) - 2), strict=True):
-        m = n if out is None else out
-        spans = [range(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
-        most *= max(sum(pixel in span for span in spans) for pixel in range(n))
-    return Local(math.sqrt(most), method="windows of a pixel")
+def own_rounding(value: Tensor) -> float:
+    """Return how far a constant is from itself in float32, in L2."""
+    return (value - value.float()).nan_to_num(0.0).norm().item()  # infinity is itself
 
 
 def _of_conv(m: Any, shape: Shape) -> Local:
     return of_conv(m.weight, m.bias, shape, m.stride, m.padding, m.dilation, m.groups, m.padding_mode)
+
+
+def _of_dropout(m: Any, shape: Shape) -> Local:
+    return dropout(shape, m.p, m.training)
+
+
+def dropout(shape: Shape, p: float = 0.5, training: bool = True, inplace: bool = False) -> Local:
+    """Return the bounds of dropout that is off; arguments as torch takes them, after the shape of the input.
+
+    Raises:
+        IronrankError: If it is on.
+    """
+    if training:
+        raise IronrankError("no bound for dropout that is on in evaluation: the net is random")
+    return KEEPS
+
+
+def pad(shape: Shape, pad: Any, mode: str = "constant", value: Any = None) -> Local:
+    """Return the bounds of padding with a constant; arguments as torch takes them, after the shape of the input.
+
+    Raises:
+        IronrankError: If the padding repeats pixels, or adds samples.
+    """
+    if mode != "constant" or len(pad) > 2 * (len(shape) - 1):
+        raise IronrankError(
+            f"no bound for padding of mode {mode!r} as a function: pad inside the convolution"
+        )
+    size = (1, *(n + sum(max(p, 0) for p in pad) for n in shape[1:]))
+    return replace(SAME, floor=own_rounding(constant(value or 0.0, size)))
+
+
+def _of_pad(m: Any, shape: Shape) -> Local:
+    return pad(shape, m.padding, "constant", m.value)
 
 
 def _of_batch_norm(m: Any, shape: Shape) -> Local:
@@ -227,15 +194,17 @@ MODULES: dict[type[nn.Module], Rule] = {
                     lambda m, shape: adaptive_average_pool(shape, m.output_size)),
     **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
                     lambda m, shape: adaptive_max_pool(shape, m.output_size)),
-    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda m, shape: KEEPS),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _of_dropout),
+    nn.Identity: lambda m, shape: KEEPS,
     nn.Flatten: lambda m, shape: KEEPS if len(shape) == 2 else SAME,
-    **dict.fromkeys((nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d,
-                     nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), lambda m, shape: SAME),
+    **dict.fromkeys((nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), lambda m, shape: SAME),
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+                    _of_pad),
     **{getattr(nn, kind): _activation(kind.lower()) for kind in _PLAIN},
     nn.LeakyReLU: _activation("leakyrelu", "negative_slope"),
-    nn.Hardtanh: _activation("hardtanh"),
+    nn.Hardtanh: _activation("hardtanh", "min_val", "max_val"),
     nn.ELU: _activation("elu", "alpha"),
-    nn.CELU: _activation("celu"),
+    nn.CELU: _activation("celu", "alpha"),
     nn.Softplus: _activation("softplus", "beta", "threshold"),
     nn.GELU: _activation("gelu"),
     nn.PReLU: lambda m, shape: activation("leakyrelu", shape, negative_slope=m.weight.abs().max().item()),

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from ironrank.certificates.convolution import Convolution
 from ironrank.certificates.gram import gamma
+from ironrank.errors import IronrankError
 
 EPS32 = torch.finfo(torch.float32).eps  # twice the unit roundoff
 UNIT32 = EPS32 / 2
 TINY32 = torch.finfo(torch.float32).tiny  # below this float32 may flush to zero
+Shape = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -140,7 +142,7 @@ def convolution(operator: Convolution, bias: Tensor | None) -> Local:
     return Local(operator.norm(), relative * absolute, relative * shift + underflow, operator, method="gram")
 
 
-def of_linear(weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Local:
+def of_linear(weight: Tensor, bias: Tensor | None, shape: Shape) -> Local:
     """Return the bounds of ``x W^T + b``.
 
     Args:
@@ -150,7 +152,12 @@ def of_linear(weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Lo
 
     Returns:
         The bounds.
+
+    Raises:
+        IronrankError: If the weight is a vector, or the input one sample without a batch.
     """
+    if weight.dim() != 2 or len(shape) < 2:
+        raise IronrankError("no bound for a linear layer without samples or outputs of its own: give it both")
     found = convolution(Convolution(weight.detach().double()), bias)
     if len(shape) == 2:
         return found
@@ -161,7 +168,7 @@ def of_linear(weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Lo
 def of_conv(
     weight: Tensor,
     bias: Tensor | None,
-    shape: tuple[int, ...],
+    shape: Shape,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
@@ -195,7 +202,7 @@ def of_conv(
     return convolution(Convolution(kernel, tuple(shape[2:]), stride, pads, dilation, mode, groups), bias)
 
 
-def of_batch_norm(norm: Any, shape: tuple[int, ...]) -> Local:
+def of_batch_norm(norm: Any, shape: Shape) -> Local:
     """Return the bounds of a batch norm with its running statistics: ``(x - mean) / sqrt(var + eps) w + b``.
 
     Args:
@@ -212,7 +219,7 @@ def of_batch_norm(norm: Any, shape: tuple[int, ...]) -> Local:
     return scaling(factor, shape, 8 * shift.norm().item() * math.sqrt(math.prod(shape[2:])), roundings=8)
 
 
-def scaling(factor: Tensor, shape: tuple[int, ...], shift: float = 0.0, roundings: int = 3) -> Local:
+def scaling(factor: Tensor, shape: Shape, shift: float = 0.0, roundings: int = 3) -> Local:
     """Return the bounds of a product with a constant for each channel.
 
     Args:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ironrank.certificates.linear import Local, Operator, then
+from ironrank.certificates.linear import UNIT32, Local, Operator, then
+
+_LARGEST_ERROR = torch.finfo(torch.float32).max * UNIT32 / 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +23,7 @@ class Value:
         error: (b,), float64.
         slope: Growth of the error with the distance from the image.
         source: An operator that ends here, and the Lipschitz constant of where it starts.
+        room: Distance from the image within which nothing on the way overflows, (b,) or one for all.
     """
 
     x: Tensor
@@ -26,6 +31,7 @@ class Value:
     error: Tensor
     slope: float = 0.0
     source: tuple[Operator, float] | None = None
+    room: Tensor | float = math.inf
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,7 +85,27 @@ def moved(value: Value, result: Tensor, step: Step) -> Value:
     gain, noise = step.local.gain, step.local.noise
     error = gain * value.error + noise * (norms(value.x) + value.error) + step.local.floor
     slope = gain * value.slope + noise * (value.lipschitz + value.slope)
-    return Value(result, step.lipschitz, error, slope, step.source)
+    return Value(result, step.lipschitz, error, slope, step.source, room([value], error, slope))
+
+
+def room(values: list[Value], error: Tensor, slope: float) -> Tensor:
+    """Return the distance within which neither the values nor what is computed of them overflows in float32.
+
+    Whatever a layer adds up on the way to its output is rounded, and the bound on its error counts that: a number
+    beyond the largest one would need an error beyond that one's unit in the last place.
+
+    Args:
+        values: What goes in.
+        error: That of the result (b,).
+        slope: Its growth.
+
+    Returns:
+        (b,), float64.
+    """
+    far = (_LARGEST_ERROR - error) / max(slope, 1e-300)
+    for value in values:
+        far = far.clamp_max(torch.as_tensor(value.room).to(far))
+    return far
 
 
 def norms(x: Tensor) -> Tensor:

@@ -23,26 +23,22 @@ from __future__ import annotations
 
 import math
 import operator as op
+import re
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ironrank.certificates.convolution import Convolution
 from ironrank.certificates.functions import FUNCTIONS, plain_name, scaled, shifted
 from ironrank.certificates.layers import MODULES
 from ironrank.certificates.linear import EPS32, Local
-from ironrank.certificates.values import Step, Value, moved, norms, step_of
+from ironrank.certificates.trace import Memory, in_place, known, shown, trace
+from ironrank.certificates.values import Step, Value, moved, norms, room, step_of
 from ironrank.errors import IronrankError
 
 _PLAIN = ("size", "dim", "ndimension", "numel", "getattr")  # they give numbers, not tensors
-
-
-class _Tracer(fx.Tracer):
-    """Layers of torch are nodes; other modules are looked into."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
 class Walk:
@@ -56,23 +52,12 @@ class Walk:
         body: From the image to where the last linear layer starts; None where the net does not end in one.
 
     Raises:
-        IronrankError: If its forward cannot be traced, or hooks change what it does.
+        IronrankError: If its forward cannot be traced, hooks change what it does, or its numbers are not float32.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        for name, module in model.named_modules():
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise IronrankError(
-                    f"no bound for module '{name}' ({type(module).__name__}): it has hooks; remove them"
-                )
-        try:
-            self.graph = _Tracer().trace(model)
-        except Exception as error:  # tracing runs the forward of a stranger: whatever it raises
-            reason = " ".join(str(error).split())[:200]
-            raise IronrankError(
-                f"no bound: the forward of {type(model).__name__} cannot be traced ({reason})"
-            ) from None
-        self.model, self.steps = model, dict[str, Step]()
+        self.entry, self.graph = trace(model)
+        self.memory, self.steps = Memory(self.graph), dict[str, Step]()
         self.lipschitz: float = math.inf
         self.body: float | None = None
 
@@ -93,7 +78,7 @@ class Walk:
             if node.op == "placeholder":
                 values[node] = Value(x, 1.0, x.new_zeros(len(x)))
             elif node.op == "get_attr":
-                values[node] = _raised(_attribute(self.model, node.target))
+                values[node] = self._constant(str(node.target))
             elif node.op == "output":
                 return self._logits(fx.map_arg(node.args[0], values.__getitem__))
             else:
@@ -103,6 +88,15 @@ class Walk:
                 del values[used]  # its last use
         raise IronrankError("no bound: the forward returns nothing")
 
+    def _constant(self, name: str) -> Tensor:
+        """Return a parameter, buffer or constant in float32, so that what the net computes of it is what it uses."""
+        found = op.attrgetter(name)(self.entry)
+        if not isinstance(found, Tensor):
+            raise IronrankError(
+                f"no bound for '{name.removeprefix('net.')}': a {type(found).__name__} is no layer"
+            )
+        return found.detach().clone()
+
     def _logits(self, value: Any) -> Value:
         if not isinstance(value, Value) or value.x.dim() != 2:
             raise IronrankError("no bound: the forward must return logits (b, classes), one tensor")
@@ -111,68 +105,75 @@ class Walk:
         return value
 
     def _call(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
-        flat = [
-            a for arg in (*args, *kwargs.values()) for a in (arg if isinstance(arg, tuple | list) else [arg])
-        ]
-        values = [value for value in flat if isinstance(value, Value)]
+        values = _values((args, kwargs))
         name = plain_name(node.target)
-        result = self._run(node, args, kwargs)
+        result = self._run(node, args, kwargs) if values else _plain_run(node, args, kwargs)
         if not values or (name in _PLAIN and not isinstance(result, Tensor)):
             return result
-        self._check(node, name, kwargs, values, result)
+        self._check(node, name, args, kwargs, values, result)
         if len(values) > 1:
             return self._joined(node, name, values, result)
         step = self.steps.get(node.name)
         if step is None:
             step = self.steps[node.name] = step_of(self._local(node, name, args, kwargs), values[0])
+        if step.local.method in _SHARING:
+            self.memory.shares(node)
         return moved(values[0], result, step)
 
     def _check(
-        self, node: fx.Node, name: str, kwargs: dict[str, Any], values: list[Value], result: Any
+        self, node: fx.Node, name: str, args: tuple, kwargs: dict[str, Any], values: list[Value], result: Any
     ) -> None:
         """Refuse what would make the rules unsound: mixed samples, values that spread out, changes of other values."""
+        if not known(node):
+            raise self._refusal(node, "only functions of torch are known")
         if not isinstance(result, Tensor) or result.shape[:1] != values[0].x.shape[:1]:
             raise self._refusal(node, "samples must stay apart")
-        if name in _ARITHMETIC and (any(v.x.shape != result.shape for v in values) or kwargs):
+        if result.dtype != torch.float64 or "out" in kwargs:
+            raise self._refusal(node, "it must return numbers of the type that it takes")
+        if name in _ARITHMETIC and (
+            any(v.x.shape != result.shape for v in values) or len(args) > 2 or kwargs
+        ):
             raise self._refusal(node, "a value is broadcast, or there are more arguments than two")
-        if self._in_place(node, kwargs) and list(node.all_input_nodes[0].users)[-1] is not node:
-            raise self._refusal(node, "it works in place on a value that is used again")
-
-    def _in_place(self, node: fx.Node, kwargs: dict[str, Any]) -> bool:
-        if node.op == "call_module":
-            return bool(getattr(self.model.get_submodule(str(node.target)), "inplace", False))
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return name.endswith("_") or bool(kwargs.get("inplace")) or plain_name(name) in _IN_PLACE
+        if in_place(self.entry, node):
+            if not isinstance(args[0], Value) or self.memory.read_later(node):
+                raise self._refusal(node, "it works in place on a value that is used again, or on a constant")
+            self.memory.shares(node)
 
     def _run(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the node in float64, on copies, so that what works in place harms no other value."""
         args, kwargs = _tensors(args), _tensors(kwargs)
         if node.op == "call_module":
-            module = self.model.get_submodule(str(node.target))
+            module = self.entry.get_submodule(str(node.target))
             return torch.func.functional_call(module, _doubles(module), args, kwargs)
-        if node.op == "call_method":
-            if node.target == "float":
-                return args[0]
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method" and node.target == "float":
+            return args[0]
+        return _plain_run(node, args, kwargs)
 
     def _local(self, node: fx.Node, name: str, args: tuple, kwargs: dict[str, Any]) -> Local:
         """Return the bounds of a node with one value among its arguments."""
         try:
             if node.op == "call_module":
-                module = self.model.get_submodule(str(node.target))
+                module = self.entry.get_submodule(str(node.target))
                 if type(module) not in MODULES or "forward" in vars(module):
                     raise self._refusal(node, "only layers that are known have one")
+                self._check_dimensions(node, type(module).__name__.lower(), args[0])
                 return MODULES[type(module)](module, args[0].shape)
-            if node.op == "call_function" and not _known_maker(node.target):
-                raise self._refusal(node, "only functions of torch are known")
             if name in _ARITHMETIC:
                 return _arithmetic(name, args)
             if name in FUNCTIONS and isinstance(args[0], Value):
+                self._check_dimensions(node, name, args[0])
                 return FUNCTIONS[name](args[0].shape, *args[1:], **kwargs)
-        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        except IronrankError:
+            raise
+        except (TypeError, LookupError, AttributeError, RuntimeError, ValueError) as error:
             raise self._refusal(node, f"its arguments are not understood: {error}") from None
         raise self._refusal(node, "only functions that are known have one")
+
+    def _check_dimensions(self, node: fx.Node, name: str, value: Value) -> None:
+        """Refuse what torch takes for one image without a batch: its samples would be channels."""
+        dims = re.search(r"(?<!norm)([123])d$", name.replace("dropout", "norm"))
+        if dims and len(value.shape) != 2 + int(dims[1]):
+            raise self._refusal(node, f"its input must be samples x channels x {dims[1]} axes")
 
     def _joined(self, node: fx.Node, name: str, values: list[Value], result: Tensor) -> Value:
         if name in ("add", "iadd", "sub", "isub"):
@@ -184,20 +185,18 @@ class Walk:
         error, slope = sum(v.error for v in values), math.fsum(v.slope for v in values)
         self.steps.setdefault(node.name, Step(Local(1.0, method="sum"), total, None, False))
         error = error + EPS32 * (norms(result) + error)
-        return Value(result, total, error, slope + EPS32 * (total + slope))
+        slope += EPS32 * (total + slope)
+        return Value(result, total, error, slope, room=room(values, error, slope))
 
     def _refusal(self, node: fx.Node, reason: str) -> IronrankError:
         if node.op == "call_module":
-            kind = type(self.model.get_submodule(str(node.target))).__name__
-            return IronrankError(f"no bound for module '{node.target}' ({kind}): {reason}")
+            kind = type(self.entry.get_submodule(str(node.target))).__name__
+            return IronrankError(f"no bound for module '{shown(node)}' ({kind}): {reason}")
         return IronrankError(f"no bound for function '{plain_name(node.target)}' at '{node.name}': {reason}")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return, for each node in order: name, bound, method, and the Lipschitz constant from the image to it."""
-        names = {
-            node.name: str(node.target) if node.op == "call_module" else node.name
-            for node in self.graph.nodes
-        }
+        names = {node.name: shown(node) for node in self.graph.nodes}
         return [
             {"name": names[name], "bound": step.local.gain, "lipschitz": step.lipschitz,
              "method": step.local.method + (", folded" if step.folded else "")}
@@ -206,25 +205,21 @@ class Walk:
         ]  # fmt: skip
 
 
-_IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+_SHARING = ("identity", "reorders")  # methods of layers and functions that may return a view
 _ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div")
 
 
-def _full_name(node: fx.Node) -> str:
-    """Return the full name of a layer, or that of the module that calls a function and the function's."""
-    if node.op == "call_module":
-        return str(node.target)
-    inside = [str(name) for name in node.meta.get("nn_module_stack", {}) if name]
-    return ".".join([*inside[-1:], node.name])
+def _values(arguments: Any) -> list[Value]:
+    """Return the values among arguments, however deep, as often as they occur."""
+    found: list[Value] = []
+    pytree.tree_map_only(Value, found.append, arguments)
+    return found
 
 
-def _known_maker(function: Any) -> bool:
-    """Return whether a function is of torch or Python, and not one of the same name."""
-    return (getattr(function, "__module__", None) or "torch").partition(".")[0] in (
-        "torch",
-        "_operator",
-        "builtins",
-    )
+def _plain_run(node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _arithmetic(name: str, args: tuple) -> Local:
@@ -240,12 +235,11 @@ def _arithmetic(name: str, args: tuple) -> Local:
 
 
 def _tensors(arguments: Any) -> Any:
-    """Return the arguments with copies of the tensors in place of values."""
-    if isinstance(arguments, tuple | list):
-        return type(arguments)(_tensors(a) for a in arguments)
-    if isinstance(arguments, dict):
-        return {key: _tensors(a) for key, a in arguments.items()}
-    return arguments.x.clone() if isinstance(arguments, Value) else arguments
+    """Return the arguments in float64, with copies of the tensors in place of values."""
+    kinds = (Value, Tensor)
+    return pytree.tree_map_only(
+        kinds, lambda a: a.x.clone() if isinstance(a, Value) else _raised(a), arguments
+    )
 
 
 def _doubles(module: nn.Module) -> dict[str, Tensor]:
@@ -253,9 +247,5 @@ def _doubles(module: nn.Module) -> dict[str, Tensor]:
     return {name: _raised(tensor) for name, tensor in held.items()}
 
 
-def _raised(value: Any) -> Any:
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _attribute(model: nn.Module, path: Any) -> Any:
-    return op.attrgetter(str(path))(model)
+def _raised(tensor: Tensor) -> Tensor:
+    return tensor.detach().double() if tensor.is_floating_point() else tensor
