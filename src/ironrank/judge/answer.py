@@ -11,6 +11,7 @@ from torch import Tensor
 from ironrank import __version__
 from ironrank.bench.machine import machine
 from ironrank.judge.check import Check
+from ironrank.judge.ensemble import UNIVERSAL
 from ironrank.judge.question import SCHEMA, Asked
 from ironrank.judge.sanity import curve_of
 from ironrank.judge.tally import CLEAN, Tally
@@ -51,8 +52,8 @@ def answer_of(
         "attacks": _attacks(tally),
         "curve": [{"eps": eps, "accuracy": accuracy, "n": tally.probe} for eps, accuracy in curve_of(tally)],
         "checks": [check.plain() for check in checks],
-        "flags": flags,
-        "universal": None,
+        "flags": flags + [f"{r.trial.name} could not be run: {r.error}" for r in tally.results if r.error],
+        "universal": _universal(tally),
         "versions": {
             "ironrank": __version__,
             "torch": torch.__version__,
@@ -77,6 +78,17 @@ def _attacks(tally: Tally) -> list[dict[str, Any]]:
             "seconds": round(result.seconds, 3),
         })  # fmt: skip
     return rows
+
+
+def _universal(tally: Tally) -> dict[str, Any] | None:
+    """Describe what one perturbation does to images that it was not made on; None where it did not run."""
+    result = next((result for result in tally.results if result.trial.name == UNIVERSAL), None)
+    if result is None or result.error:
+        return None
+    broken = result.broken[: tally.probe][result.attacked[: tally.probe]]
+    unseen = broken[1::2]  # see `OneForAll`
+    return {"describe": result.trial.attack.describe(), "eps": result.trial.attack.eps, "made_on": len(broken[::2]),
+            "n": len(unseen), "accuracy": 1 - unseen.double().mean().item() if len(unseen) else None}  # fmt: skip
 
 
 def survivors_of(tally: Tally) -> dict[str, Tensor]:

@@ -12,15 +12,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, Square
+from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, SpectralAttack, Square
 from ironrank.attacks.base import Attack
-from ironrank.judge.guests import StandardAutoAttack
+from ironrank.judge.guests import OneForAll, StandardAutoAttack
 from ironrank.judge.subject import Subject
 from ironrank.settings import Settings, setting
 
 GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
 STANDING, PROBE, SURVIVORS, ALL = "standing", "probe", "survivors", "all"
-AUTOATTACK = "autoattack"
+AUTOATTACK, UNIVERSAL = "autoattack", "universal"
 Ball = dict[str, Any]  # norm and eps
 MORE_STEPS, MORE_RESTARTS, SINGLE, CURVE = "more-steps", "more-restarts", "fgsm", "curve"
 
@@ -40,6 +40,7 @@ class Level(Settings):
     steps: int = setting(20, "steps of a gradient attack", ge=2)
     restarts: int = setting(1, "random starts of PGD", ge=1)
     targets: int = setting(3, "wrong classes that targeted attacks try", ge=1)
+    directions: int = setting(2, "singular directions of the spectral attack, of each kind", ge=1)
     queries: int = setting(300, "queries of a gradient-free attack", ge=1)
     square: str = setting(STANDING, "where it runs: standing or probe", choices=(STANDING, PROBE))
     draws: int = setting(200, "draws of random noise", ge=1)
@@ -51,9 +52,19 @@ class Level(Settings):
 
 LEVELS = {
     "quick": Level(square=PROBE),
-    "standard": Level(steps=50, restarts=2, targets=9, queries=2000, draws=2000, autoattack=True),
+    "standard": Level(
+        steps=50, restarts=2, targets=9, directions=4, queries=2000, draws=2000, autoattack=True
+    ),
     "full": Level(
-        images=0, probe=500, steps=100, restarts=5, targets=9, queries=5000, draws=10_000, autoattack=True
+        images=0,
+        probe=500,
+        steps=100,
+        restarts=5,
+        targets=9,
+        directions=8,
+        queries=5000,
+        draws=10_000,
+        autoattack=True,
     ),
 }
 
@@ -69,6 +80,7 @@ class Trial:
         source: Name of the net whose gradients are followed; empty for the audited one.
         where: On which images it runs: those standing, the probe, what survives on the probe, or all.
         cost: Time of one image, in gradient steps, for the estimate of the time left.
+        optional: Whether nothing is wrong where it cannot be run: it needs more of a net than gradients.
     """
 
     name: str
@@ -77,6 +89,7 @@ class Trial:
     source: str = ""
     where: str = STANDING
     cost: float = 1.0
+    optional: bool = False
 
     def inside(self, subject: Subject) -> bool:
         """Return whether what it finds lies in the ball that the audit is about."""
@@ -98,12 +111,9 @@ def trials_of(subject: Subject, level: Level, shape: tuple[int, ...]) -> list[Tr
     trials = [
         *([_autoattack(subject, ball)] if level.autoattack else []),
         *_climbs(ball, level, len(shape)),
-        Trial("fmn", MINIMUM, FMN(**ball, steps=2 * level.steps), cost=2 * level.steps),
+        *_others(ball, level),
         *_transfers(subject, ball, level),
-        Trial(
-            "square", FREE, Square(**ball, queries=level.queries), where=level.square, cost=level.queries / 3
-        ),
-        Trial("noise", NOISE, Noise(**ball, draws=level.draws), where=PROBE, cost=level.draws / 3),
+        *_without_gradients(ball, level),
         *_longer(ball, level),
         *_curve(subject, level, shape),
     ]
@@ -139,6 +149,26 @@ def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
 def _climb(name: str, attack: PGD | APGD, where: str = STANDING) -> Trial:
     cost = attack.steps * attack.restarts * max(1, attack.targets)
     return Trial(name, GRADIENT, attack, where=where, cost=cost)
+
+
+def _others(ball: Ball, level: Level) -> list[Trial]:
+    """Return searches of another kind: singular directions, one change for all images, the nearest fooling point."""
+    spectral = SpectralAttack(**ball, loss="margin", steps=level.steps, directions=level.directions)
+    universal = OneForAll(**ball, steps=5 * level.steps)
+    cost = 2 * level.steps + 8 * level.directions
+    return [
+        Trial("spectral", GRADIENT, spectral, cost=cost, optional=True),
+        Trial(UNIVERSAL, GRADIENT, universal, where=PROBE, cost=universal.steps),
+        Trial("fmn", MINIMUM, FMN(**ball, steps=2 * level.steps), cost=2 * level.steps),
+    ]
+
+
+def _without_gradients(ball: Ball, level: Level) -> list[Trial]:
+    square, noise = Square(**ball, queries=level.queries), Noise(**ball, draws=level.draws)
+    return [
+        Trial("square", FREE, square, where=level.square, cost=level.queries / 3),
+        Trial("noise", NOISE, noise, where=PROBE, cost=level.draws / 3),
+    ]
 
 
 def _transfers(subject: Subject, ball: Ball, level: Level) -> list[Trial]:

@@ -1,14 +1,20 @@
-"""Attacks of another shape, as attacks of an audit: AutoAttack, which judges whole batches by itself."""
+"""Attacks of another shape, as attacks of an audit.
+
+AutoAttack judges whole batches by itself; a universal perturbation is made on some images and judged on others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ironrank.attacks import Universal
 from ironrank.attacks.base import Attack
+from ironrank.attacks.losses import LOSSES
 from ironrank.attacks.threat import project
 from ironrank.data import Images
 from ironrank.errors import IronrankError
@@ -66,6 +72,34 @@ class StandardAutoAttack(Attack):
     def describe(self) -> str:
         """Return the attack in a few words for a table, without eps."""
         return f"AutoAttack standard {self.norm}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneForAll(Attack):
+    """One universal perturbation, made on every second image of a batch and added to all of them.
+
+    What it does to the images that it was not made on, the odd ones, is what a universal perturbation is judged by.
+    """
+
+    name = "universal"
+    loss: str = setting("margin", "what is driven up", choices=tuple(LOSSES))
+    steps: int = setting(100, "number of steps", ge=1)
+
+    def __call__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Make the perturbation, and add it; see `Attack.__call__`."""
+        maker = Universal(norm=self.norm, eps=self.eps, loss=self.loss, steps=self.steps)
+        return (x + maker.perturbation(model, x[::2], y[::2], generator=generator)).clamp(0, 1)
+
+    def describe(self) -> str:
+        """Return the attack in a few words for a table, without eps."""
+        return f"universal-{self.steps} {self.norm}"
 
 
 def bytes_of(samples: Samples) -> Images | None:

@@ -53,7 +53,7 @@ def sanity(tally: Tally, classes: int) -> list[Check]:
 
 
 def _ran(tally: Tally) -> Check:
-    failed = [result for result in tally.results if result.error]
+    failed = [result for result in tally.results if result.error and not result.trial.optional]
     text = f"{len(failed)} of {len(tally.results)} attacks could not be run"
     text += f", the first because: {failed[0].error}" if failed else ""
     return Check("attacks ran", len(failed), 0, text)
