@@ -182,5 +182,5 @@ def _package(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise IronrankError(
-            f"audit of an ONNX file: the package {name} is missing; pip install onnx onnxruntime"
+            f"audit of an ONNX file: the package {name} is missing; pip install 'ironrank[onnx]'"
         ) from None
