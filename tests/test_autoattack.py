@@ -98,7 +98,7 @@ def test_it_equals_the_package_on_a_trained_net(quick):
 @pytest.mark.parametrize("version", ["standard", "plus"])
 def test_fewer_than_ten_classes(quick, classes, version):
     net, images = problem(classes)
-    eps = 0.08 if classes == 7 else 0.03
+    eps = 0.2 if classes == 7 else 0.03
     ours = autoattack(net, images, eps=eps, version=version)
     assert 0 < ours.survivors.sum() < 23 and ours.flags == ()
     change = (ours.adversarial - images.pixels(torch.arange(24))).abs().flatten(1).amax(1)

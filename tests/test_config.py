@@ -53,6 +53,9 @@ def test_every_recipe_takes_the_usual_arguments(name: str) -> None:
         run = build_run(name, ["mode=srip", "epochs=3", "seed=7"])
         assert (run.method.kind, run.epochs, run.seed) == ("srip", 3, 7)
         return
+    if name.startswith("pruning/"):
+        assert build_run(name, ["mode=magnitude", "ratio=4", "epochs=4", "seed=7"]).seed == 7
+        return
     if name.startswith(("dlrt/", "robust-dlrt/")):  # the tolerance decides the ranks
         run = build_run(name, ["mode=robust-dlrt", "theta=0.2", "beta=0.1", "epochs=3", "seed=7"])
         assert (run.method.tolerance, run.method.beta, run.epochs, run.seed) == (0.2, 0.1, 3, 7)
