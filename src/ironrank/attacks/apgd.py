@@ -165,7 +165,7 @@ class _Path:
         assert gradient is not None
         return cls(
             rows=rows, x=x, point=start, before=start, gradient=gradient, losses=losses, best_point=start,
-            best_gradient=gradient, best=losses, best_then=losses, step=torch.full_like(losses, step),
+            best_gradient=gradient, best=losses, best_then=losses, step=x.new_full(losses.shape, step),
             halved=torch.ones_like(losses, dtype=torch.bool), rises=torch.zeros_like(losses),
         )  # fmt: skip
 

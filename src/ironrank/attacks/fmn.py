@@ -173,7 +173,8 @@ class FMN(Attack):
         never = torch.maximum(first, radius.where(radius.isfinite(), 0.0))
         grown = torch.where(nearest.isfinite(), radius, never) * (1 + swing)
         shrunk = torch.minimum(radius * (1 - swing), nearest)
-        return torch.where(fooled, shrunk, grown).nan_to_num(nan=widest).clamp(1e-6, widest)
+        found = torch.where(fooled, shrunk, grown).nan_to_num(nan=widest).clamp(1e-6, widest)
+        return found.to(change.dtype)  # a net may answer in float64
 
     def describe(self) -> str:
         """Return the attack in a few words for a table, without eps."""

@@ -14,8 +14,10 @@ from ironrank.errors import IronrankError
 from ironrank.judge.ensemble import ALL, STANDING, SURVIVORS, Trial
 from ironrank.judge.ledger import Ledger
 from ironrank.judge.samples import Samples
+from ironrank.judge.slopes import small_step
 from ironrank.judge.subject import Subject
 from ironrank.judge.tally import CLEAN
+from ironrank.judge.witness import Witness
 
 Done = Callable[[str], None]  # told the name of what is through
 
@@ -97,9 +99,11 @@ def _run(
     broken, free = torch.zeros_like(attacked), torch.zeros_like(attacked)
     if attacked.any():
         generator = work.subject.generator(trial.name, block)
+        witness = Witness(work.subject.plain, work.subject.generator("witness", trial.name, block))
         try:
-            tried = work.subject.tried(trial.attack, samples.take(attacked), trial.source, generator)
+            tried = work.subject.tried(trial.attack, samples.take(attacked), trial.source, generator, witness)
             broken[attacked], free[attacked], notes["flags"] = tried.broken, tried.free, list(tried.flags)
+            notes["watched"] = witness.found(work.subject.norm, small_step(work.subject, samples.x))
         except (IronrankError, RuntimeError) as error:  # a net without gradients; the verdict says so
             notes["error"] = " ".join(str(error).split())[:200]
     tensors = {"attacked": attacked, "broken": broken, "free": free}

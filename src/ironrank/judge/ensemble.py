@@ -16,6 +16,7 @@ from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, SpectralAt
 from ironrank.attacks.base import Attack
 from ironrank.judge.guests import OneForAll, StandardAutoAttack
 from ironrank.judge.subject import Subject
+from ironrank.judge.whole import BYTES
 from ironrank.settings import Settings, setting
 
 GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
@@ -138,6 +139,7 @@ def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
         _climb("pgd-ce", replace(pgd, loss="ce")),
         _climb("pgd-margin", pgd),
         _climb("pgd-dlr", replace(pgd, loss="dlr")),
+        replace(_climb("pgd-bytes", pgd), source=BYTES),
         _climb("apgd-ce", apgd),
         _climb("apgd-targeted", replace(apgd, loss="dlr", restarts=1, targets=level.targets)),
     ]

@@ -25,6 +25,7 @@ from ironrank.judge.ensemble import (
 from ironrank.judge.interval import wilson
 from ironrank.judge.tally import Result, Tally
 
+SAID, BENT = 0.02, 0.1  # share of points met by attacks at which a net may say otherwise afterwards, or bend
 SHARE, IMAGES = 0.02, 2  # of the probe may be found by a weaker attack alone: this share, or so many
 
 
@@ -41,6 +42,17 @@ def sanity(tally: Tally, classes: int) -> list[Check]:
     return [
         _ran(tally),
         *_autoattack(tally),
+        *_held("answers hold under attack", tally, "answers", SAID, "the net answers otherwise afterwards"),
+        *_held(
+            "gradients hold under attack",
+            tally,
+            "gradients",
+            SAID,
+            "another gradient is found afterwards, or none",
+        ),
+        *_held(
+            "slopes hold under attack", tally, "slopes", BENT, "answers change by other than the gradient"
+        ),
         *_weaker("noise below gradients", tally, NOISE, "random noise"),
         *_weaker("gradient-free below gradients", tally, FREE, "gradient-free attacks"),
         *_weaker("transfer below gradients", tally, TRANSFER, "images made for another net"),
@@ -73,6 +85,15 @@ def _autoattack(tally: Tally) -> list[Check]:
     share, n = result.free.double().mean().item(), len(result.free)
     text = f"its Square broke {int(result.free.sum())} of {n} images that its white-box attacks had left"
     return [said, Check("Square below AutoAttack", share, max(SQUARE_SHARE, IMAGES / n), text)]
+
+
+def _held(name: str, tally: Tally, what: str, limit: float, how: str) -> list[Check]:
+    """Add up the spot checks of all attacks."""
+    looked, wrong = (sum(result.watched[key] for result in tally.results) for key in (what, f"other_{what}"))
+    if not looked:
+        return []
+    text = f"at {wrong} of {looked} points that attacks have been at {how}"
+    return [Check(name, wrong / looked, limit, text)]
 
 
 def curve_of(tally: Tally) -> list[tuple[float, float]]:

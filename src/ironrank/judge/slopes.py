@@ -136,6 +136,11 @@ def _not_zero(places: list[Place]) -> Check:
     return Check(NOT_ZERO, share, ZERO, text)
 
 
+def small_step(subject: Subject, x: Tensor) -> float:
+    """Return the length of a step so small that slopes do not change over it, and rounding does not show."""
+    return _step(subject, SMALL, x)
+
+
 def _step(subject: Subject, share: float, x: Tensor) -> float:
     pixel = FLOOR if subject.norm == "Linf" else FLOOR * x[0].numel() ** 0.5
     return max(share * subject.eps, pixel)

@@ -21,6 +21,7 @@ from ironrank.errors import IronrankError
 from ironrank.judge.guests import StandardAutoAttack
 from ironrank.judge.samples import Samples, batches_of
 from ironrank.judge.targets import Target
+from ironrank.judge.whole import BYTES, Bytes, whole
 
 BATCH = 250  # images at a time
 _ENDED = 0.05  # share of pixels without a slope
@@ -119,8 +120,11 @@ class Subject:
         """Return the random numbers of one purpose, the same whenever they are asked for."""
         return torch.Generator().manual_seed(mix(self.seed, "audit", *what))
 
-    def _followed(self, source: str) -> nn.Module:
-        return self.target.sources[source] if source else self.model
+    def _followed(self, source: str, net: nn.Module) -> nn.Module:
+        if source in self.target.sources:
+            return self.target.sources[source]
+        net = Bytes(net) if source == BYTES else net
+        return Inwards(net) if self.faceless else net
 
     @contextmanager
     def judged(self) -> Iterator[None]:
@@ -134,7 +138,9 @@ class Subject:
         """Return where the net names the true class by finite logits, bool (n,) on the CPU."""
         return torch.cat([right(self.target.model, part.x, part.y) for part in batches_of(samples, BATCH)])
 
-    def tried(self, attack: Attack, samples: Samples, source: str, generator: torch.Generator) -> Tried:
+    def tried(
+        self, attack: Attack, samples: Samples, source: str, generator: torch.Generator, net: nn.Module
+    ) -> Tried:
         """Try an attack on samples.
 
         What the attack returns is brought into its ball and box first, whatever it promised, and judged anew.
@@ -144,17 +150,20 @@ class Subject:
             samples: Samples that the net gets right.
             source: Name of the net whose gradients are followed; empty for the net itself.
             generator: Source of randomness.
+            net: What the attack calls as the net itself: `plain`, or a module around it that watches.
 
         Returns:
             What it broke.
         """
+        followed = self._followed(source, net)
         if isinstance(attack, StandardAutoAttack):
-            found = attack.found(self._followed(source), samples)
+            found = attack.found(followed, samples)
             broken = ~self.right(Samples(found.changed, samples.y))
             return Tried(broken, broken & found.free, found.flags)
         parts = [torch.zeros(0, dtype=torch.bool)]
         for part in batches_of(samples, BATCH):
-            changed = attack(self._followed(source), part.x, part.y, generator=generator).to(part.x.dtype)
+            changed = attack(followed, part.x, part.y, generator=generator).to(part.x.dtype)
+            changed = whole(changed, part.x) if source == BYTES else changed
             changed = project(changed, part.x, attack.eps, attack.norm)
             parts.append(~right(self.target.model, changed, part.y))
         broken = torch.cat(parts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Result:
         free: Which of the broken ones a gradient-free part of it found, bool (n,).
         error: Why it could not be run, if so.
         flags: What it says about itself.
+        watched: What `Witness.found` counted.
     """
 
     trial: Trial
@@ -36,6 +38,7 @@ class Result:
     free: Tensor
     error: str = ""
     flags: tuple[str, ...] = ()
+    watched: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +106,7 @@ def tally_of(ledger: Ledger, blocks: list[slice], trials: list[Trial], eps: floa
 
 def _result(ledger: Ledger, blocks: list[slice], trial: Trial, right: Tensor, eps: float) -> Result:
     found = {key: torch.zeros_like(right) for key in ("attacked", "broken", "free")}
-    seconds, error, flags = 0.0, "", set()
+    seconds, error, flags, watched = 0.0, "", set(), Counter[str]()
     for number, block in enumerate(blocks):
         if ledger.has(number, trial.name):
             tensors, notes = _known(ledger, number, trial.name)
@@ -112,8 +115,9 @@ def _result(ledger: Ledger, blocks: list[slice], trial: Trial, right: Tensor, ep
             seconds += notes["seconds"]
             error = error or notes.get("error", "")
             flags |= set(notes.get("flags", ()))
+            watched.update(notes.get("watched", {}))
     return Result(trial=trial, inside=trial.attack.radius <= eps, seconds=seconds, error=error,
-                  flags=tuple(sorted(flags)), **found)  # fmt: skip
+                  flags=tuple(sorted(flags)), watched=watched, **found)  # fmt: skip
 
 
 def _known(ledger: Ledger, block: int, name: str) -> tuple[dict[str, Tensor], dict]:
