@@ -12,6 +12,7 @@ from torch import nn
 from deceivers import DECEIVERS
 from ironrank.data import MNIST
 from ironrank.judge.audit import audit
+from late_deceivers import LATE
 from small_nets import TINY, small_net, some_images
 
 EPS = 0.07
@@ -24,9 +25,18 @@ NAMED = {
     "PartlyDetached": "gradient is the slope", "WrongGradient": "gradient is the slope",
     "FlippedByHook": "gradient is the slope", "Sine": "gradient leads uphill", "BatchMean": "independent of the batch",
     "LooksWhoAsks": "same for every caller", "Restores": "input left alone", "LastInput": "answers move with the input",
-    "Counter": "same after the attacks",
+    "Counter": "same after the attacks", "WrongLater": "slopes hold under attack",
+    "LooksAtWeights": "gradients hold under attack", "SureUnderAttack": "answers hold under attack",
+    "Shelf": "slopes hold under attack",
 }  # fmt: skip
-BROKEN = ("HugeLogits", "TinyLogits", "Softmax", "Clipped")  # as honest as the net inside: no test may fail
+BROKEN = (
+    "HugeLogits",
+    "TinyLogits",
+    "Softmax",
+    "Clipped",
+    "TwoFaced",
+    "Float64",
+)  # as honest as the net inside: no test may fail
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +52,9 @@ def undefended(inside: nn.Module) -> float:
     return found["robust"]["accuracy"]
 
 
-@pytest.mark.parametrize("name", DECEIVERS)
+@pytest.mark.parametrize("name", DECEIVERS | LATE)
 def test_no_deceiver_gains(name: str, inside: nn.Module, undefended: float) -> None:
-    found = audit(DECEIVERS[name](inside), some_images(64), eps=EPS, level=TINY)
+    found = audit((DECEIVERS | LATE)[name](inside), some_images(64), eps=EPS, level=TINY)
     verdict, robust = found["verdict"], found["robust"]
     assert (robust is None) == (verdict["kind"] == "not proven") == bool(verdict["failed"])
     assert robust is None or robust["accuracy"] <= undefended + SLACK

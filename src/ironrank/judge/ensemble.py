@@ -16,7 +16,7 @@ from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, SpectralAt
 from ironrank.attacks.base import Attack
 from ironrank.judge.guests import OneForAll, StandardAutoAttack
 from ironrank.judge.subject import Subject
-from ironrank.judge.whole import BYTES
+from ironrank.judge.whole import BYTES, steps_inside
 from ironrank.settings import Settings, setting
 
 GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
@@ -139,10 +139,11 @@ def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
         _climb("pgd-ce", replace(pgd, loss="ce")),
         _climb("pgd-margin", pgd),
         _climb("pgd-dlr", replace(pgd, loss="dlr")),
-        replace(_climb("pgd-bytes", pgd), source=BYTES),
         _climb("apgd-ce", apgd),
         _climb("apgd-targeted", replace(apgd, loss="dlr", restarts=1, targets=level.targets)),
     ]
+    if (eps := min(steps_inside(**ball), ball["eps"])) > 0:
+        climbs.append(replace(_climb("pgd-bytes", replace(pgd, eps=eps)), source=BYTES))
     if dimensions >= 3:  # only images have rows and columns
         climbs.append(_climb("low-rank", LowRankPGD(**ball, loss="margin", steps=level.steps, stop=True)))
     return climbs

@@ -163,7 +163,7 @@ class Subject:
         parts = [torch.zeros(0, dtype=torch.bool)]
         for part in batches_of(samples, BATCH):
             changed = attack(followed, part.x, part.y, generator=generator).to(part.x.dtype)
-            changed = whole(changed, part.x) if source == BYTES else changed
+            changed = whole(changed, part.x, attack.eps, attack.norm) if source == BYTES else changed
             changed = project(changed, part.x, attack.eps, attack.norm)
             parts.append(~right(self.target.model, changed, part.y))
         broken = torch.cat(parts)
