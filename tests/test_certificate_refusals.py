@@ -189,9 +189,36 @@ class BatchSize(Autocast):
         return self.fc(x.flatten(1)) * x.size(0)
 
 
-@pytest.mark.parametrize("make", [Autocast, BatchSize])
-def test_what_shows_only_on_other_images_or_alone_is_found(make) -> None:
-    with pytest.raises(IronrankError, match="other logits"):
+class Hidden(Autocast):
+    """In bfloat16, and off by less than float32 may be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e5
+
+
+class Differs(Autocast):
+    """The same as its trace, at white images and near them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy) or x.amin() > 0.5:
+            return self.fc(x.flatten(1))
+        return -self.fc(x.flatten(1))
+
+
+class Barely(Autocast):
+    """Random by less than the rounding of float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)) + 1e-9 * torch.rand(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [(Autocast, "other logits"), (Hidden, "bfloat16"), (BatchSize, "other logits"),
+     (Differs, "other logits"), (Barely, "random")],
+)  # fmt: skip
+def test_what_shows_only_on_other_images_or_alone_is_found(make, word: str) -> None:
+    with pytest.raises(IronrankError, match=word):
         certify(make(), white())
 
 

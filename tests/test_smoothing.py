@@ -112,7 +112,9 @@ def test_factored_nets_and_modes_are_left_alone() -> None:
     assert all(p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"sigma": 0.0}, {"n": 0}, {"n0": 0}, {"alpha": 0.0}, {"alpha": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"sigma": 0.0}, {"sigma": math.inf}, {"n": 0}, {"n0": 0}, {"alpha": 0.0}, {"alpha": 1.0}]
+)
 def test_settings_are_checked(wrong: dict) -> None:
     with pytest.raises(IronrankError, match="allowed"):
         smooth(plane(), grey([255], [1]), **{"sigma": 0.5, **wrong})

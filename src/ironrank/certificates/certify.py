@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ironrank import __version__
 from ironrank.certificates.convolution import Convolution
+from ironrank.certificates.trace import Watch
 from ironrank.certificates.values import Value
 from ironrank.certificates.walk import Walk
 from ironrank.data import Images
@@ -77,7 +78,10 @@ def certify(model: nn.Module, images: Images, radii: Sequence[float] = RADII) ->
     _check(images, radii)
     net = deploy(model).eval().to(images.device)
     walk = Walk(net)
-    _walked(net, walk, _probes(images))
+    probes = _probes(images)
+    _walked(net, walk, probes)
+    with torch.no_grad(), Watch():
+        net(probes.clone())
     found = [_batch(net, walk, x, y) for x, y in batches(images, BATCH)]
     radius, right, error = (torch.cat(column) for column in zip(*found, strict=True))
     reached = [(radius > r).double().mean().item() for r in radii]

@@ -129,16 +129,17 @@ def convolution(operator: Convolution, bias: Tensor | None) -> Local:
     Returns:
         The bounds. An output is a sum of m products and the bias: its error is at most
         ``gamma(m + 1) (|K| |x| + |b|)``, and the norm of ``|K|`` at most the root of its largest row sum times its
-        largest column sum.
+        largest column sum, and at most its Frobenius norm.
     """
     outputs, positions = len(operator.kernel), math.prod(operator.output_size)
     relative = gamma(operator.kernel[0].numel() + 1, UNIT32)
     size = operator.kernel.abs().reshape(operator.groups, -1, *operator.kernel.shape[1:])
     rows = size.flatten(2).sum(2).max().item()
     columns = size.transpose(1, 2).flatten(2).sum(2).max().item()
-    absolute = math.sqrt(rows * columns * operator.copies)
+    frobenius = operator.kernel.square().sum().item() * positions
+    absolute = math.sqrt(min(rows * columns, frobenius) * operator.copies)
     shift = 0.0 if bias is None else bias.double().norm().item() * math.sqrt(positions)
-    underflow = (operator.kernel[0].numel() + 2) * TINY32 * math.sqrt(outputs * positions)
+    underflow = 2 * (operator.kernel[0].numel() + 2) * TINY32 * math.sqrt(outputs * positions)
     return Local(operator.norm(), relative * absolute, relative * shift + underflow, operator, method="gram")
 
 

@@ -19,6 +19,7 @@ Source: Cohen, Rosenfeld, Kolter, "Certified adversarial robustness via randomiz
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,9 +96,9 @@ def smooth(
 def _check(images: Images, sigma: float, n0: int, n: int, alpha: float) -> None:
     if not len(images):
         raise IronrankError("smoothing on no images: at least one is needed")
-    if not (sigma > 0 and min(n0, n) >= 1 and 0 < alpha < 1):
+    if not (0 < sigma < math.inf and min(n0, n) >= 1 and 0 < alpha < 1):
         raise IronrankError(
-            f"sigma={sigma}, n0={n0}, n={n}, alpha={alpha}: allowed is sigma above 0, one draw or "
+            f"sigma={sigma}, n0={n0}, n={n}, alpha={alpha}: allowed is a finite sigma above 0, one draw or "
             "more, and alpha between 0 and 1"
         )
 

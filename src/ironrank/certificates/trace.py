@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as modules
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ironrank.certificates.functions import plain_name
 from ironrank.certificates.layers import MODULES
@@ -93,6 +94,22 @@ def _check_numbers(model: nn.Module) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise IronrankError(f"no bound: '{name}' is not finite")
+
+
+class Watch(TorchDispatchMode):
+    """Refuses what a graph does not show while a net is executed: random numbers, and numbers that are not float32."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator of torch."""
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise IronrankError(f"no bound: the net is random: it calls {func}")
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise IronrankError(
+                    f"no bound: {func} gives {tensor.dtype}; the rounding of float32 alone is known"
+                )
+        return result
 
 
 def known(node: fx.Node) -> bool:
