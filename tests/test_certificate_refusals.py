@@ -60,6 +60,12 @@ LIBRARY.define("relu(Tensor x) -> Tensor")
 LIBRARY.impl("relu", lambda x: 50 * x, "CompositeExplicitAutograd")
 
 
+def added(value: Tensor, other: Tensor) -> Tensor:
+    """The same by ``+=``."""
+    value += 50 * value.relu()
+    return value + other
+
+
 class StaysOn(nn.Sequential):
     def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)
@@ -72,6 +78,8 @@ REFUSED = {
     "in place on a slice": (lambda: Net(lambda net, h: changed(h, h[:, :2])), "in place"),
     "in place behind dropout": (lambda: Net(lambda net, h: changed(h, F.dropout(h, 0.5, False))), "in place"),
     "in place on a view of a view": (lambda: Net(lambda net, h: changed(h, h.view(-1, 2, 8)[:, 1])), "in place"),
+    "another name after +=": (lambda: Net(lambda net, h: added(h, h)), "in place"),
+    "a view after +=": (lambda: Net(lambda net, h: added(h, h.view(-1, 16))), "in place"),
     "in place on the image": (lambda: Image(), "in place"),
     "the old form of add": (lambda: Net(lambda net, h: torch.add(h, 50, h)), "more arguments"),
     "of the same name": (lambda: Net(lambda net, h: relu(h)), "'relu'.*functions of torch"),
@@ -154,9 +162,25 @@ def test_hooks_on_all_modules_are_refused() -> None:
         handle.remove()
 
 
+class Shortcut(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size(1)
+        size //= 2
+        out = super().forward(x)
+        out += x
+        out *= 2
+        return out[:, :size]
+
+
 def test_in_place_on_memory_that_nobody_reads_again_is_allowed() -> None:
     torch.manual_seed(0)
-    net = after(nn.Linear(16, 4), nn.Dropout(), nn.ReLU(inplace=True), nn.LeakyReLU(0.1, inplace=True)).eval()
+    net = after(
+        Shortcut(16, 16),
+        nn.Linear(8, 4),
+        nn.Dropout(),
+        nn.ReLU(inplace=True),
+        nn.LeakyReLU(0.1, inplace=True),
+    ).eval()
     walk = Walk(net)
     for _ in range(2):  # also on a second walk
         walk(torch.rand(2, 1, SIDE, SIDE).double())
