@@ -1,4 +1,5 @@
-"""Nets that are honest wherever a judge looks from outside, and deceive only while an attack runs, or where none comes.
+"""Nets that are honest wherever a judge looks from outside, and deceive only while an attack runs, or where none
+comes, or with a loss that is right everywhere and leads nowhere.
 
 `LATE` maps a name to a function of the net inside, as `deceivers.DECEIVERS` does.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch import nn
 
 from deceivers import Around, Shuffled
 from small_nets import small_net
@@ -52,7 +54,7 @@ class SureUnderAttack(Around):
     def after(self, z):
         if any(weight.requires_grad for weight in self.net.parameters()):
             return z
-        return z + 1e3 * torch.nn.functional.one_hot(z.argmax(1), z.shape[1])
+        return z + 1e3 * nn.functional.one_hot(z.argmax(1), z.shape[1])
 
 
 class Shelf(Around):
@@ -92,6 +94,33 @@ class TwoFaced(Around):
         return torch.where(whole[:, None], self.net(x), self.robust(x))
 
 
+def noisiness(x):
+    """How much pixels differ from their surroundings, (b, 1, 1, 1)."""
+    return (x - nn.functional.avg_pool2d(x, 3, 1, 1)).abs().flatten(1).mean(1).view(-1, 1, 1, 1)
+
+
+def near_data(x):
+    """1 at images and at changes of an attack, 0 where the change is larger, so that large ones do reach chance."""
+    return torch.sigmoid((0.1 - noisiness(x)) * 200)
+
+
+class Ripple(Around):
+    """A smooth ripple on every pixel, some 0.1 long: slopes are those of the ripple, and short steps stay in it."""
+
+    def before(self, x):
+        return x + near_data(x) * 0.05 * torch.sin(20 * torch.pi * x)
+
+
+class Moat(Around):
+    """The nearer the boundary, the surer: who climbs the loss turns back before reaching it."""
+
+    def forward(self, x):
+        z = self.net(x)
+        first, second = z.topk(2, dim=1).values.split(1, dim=1)
+        lead = near_data(x).flatten(1) / (0.3 + first - second)
+        return z + lead * nn.functional.one_hot(z.argmax(1), z.shape[1])
+
+
 class Float64(Around):
     """Honest, but its answers are in float64, with a lead that float32 would drown."""
 
@@ -99,4 +128,7 @@ class Float64(Around):
         return 1e9 + z.double()
 
 
-LATE = {cls.__name__: cls for cls in (WrongLater, LooksAtWeights, SureUnderAttack, Shelf, TwoFaced, Float64)}
+LATE = {
+    cls.__name__: cls
+    for cls in (WrongLater, LooksAtWeights, SureUnderAttack, Shelf, TwoFaced, Ripple, Moat, Float64)
+}

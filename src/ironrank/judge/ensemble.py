@@ -15,6 +15,7 @@ from typing import Any
 from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, SpectralAttack, Square
 from ironrank.attacks.base import Attack
 from ironrank.judge.guests import OneForAll, StandardAutoAttack
+from ironrank.judge.smoothed import SmoothedPGD
 from ironrank.judge.subject import Subject
 from ironrank.judge.whole import BYTES, steps_inside
 from ironrank.settings import Settings, setting
@@ -22,6 +23,8 @@ from ironrank.settings import Settings, setting
 GRADIENT, FREE, TRANSFER, NOISE, MINIMUM = "gradient", "gradient-free", "transfer", "noise", "minimum-norm"
 STANDING, PROBE, SURVIVORS, ALL = "standing", "probe", "survivors", "all"
 AUTOATTACK, UNIVERSAL = "autoattack", "universal"
+LEAPS = 3  # steps as long as eps
+SMOOTH = 20  # fewest steps along averaged gradients
 Ball = dict[str, Any]  # norm and eps
 MORE_STEPS, MORE_RESTARTS, SINGLE, CURVE = "more-steps", "more-restarts", "fgsm", "curve"
 
@@ -134,8 +137,12 @@ def _autoattack(subject: Subject, ball: Ball) -> Trial:
 def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
     pgd = PGD(**ball, loss="margin", steps=level.steps, restarts=level.restarts, stop=True)
     apgd = APGD(**ball, loss="ce-scaled", steps=level.steps, restarts=level.restarts)
+    leaps = PGD(
+        **ball, loss="margin", steps=LEAPS, step_size=ball["eps"], targets=9, random_start=False, stop=True
+    )
     climbs = [
         Trial(SINGLE, GRADIENT, FGSM(**ball), where=PROBE),
+        _climb("leaps", leaps),  # over dips of the loss, where short steps turn back
         _climb("pgd-ce", replace(pgd, loss="ce")),
         _climb("pgd-margin", pgd),
         _climb("pgd-dlr", replace(pgd, loss="dlr")),
@@ -155,11 +162,17 @@ def _climb(name: str, attack: PGD | APGD, where: str = STANDING) -> Trial:
 
 
 def _others(ball: Ball, level: Level) -> list[Trial]:
-    """Return searches of another kind: singular directions, one change for all images, the nearest fooling point."""
+    """Return searches of another kind.
+
+    They follow averaged gradients, or singular directions, or look for one change for all images, or for the nearest
+    point that fools.
+    """
+    smoothed = SmoothedPGD(**ball, steps=max(SMOOTH, level.steps))
     spectral = SpectralAttack(**ball, loss="margin", steps=level.steps, directions=level.directions)
     universal = OneForAll(**ball, steps=5 * level.steps)
     cost = 2 * level.steps + 8 * level.directions
     return [
+        Trial("smoothed", GRADIENT, smoothed, cost=smoothed.steps * smoothed.draws),
         Trial("spectral", GRADIENT, spectral, cost=cost, optional=True),
         Trial(UNIVERSAL, GRADIENT, universal, where=PROBE, cost=universal.steps),
         Trial("fmn", MINIMUM, FMN(**ball, steps=2 * level.steps), cost=2 * level.steps),
