@@ -41,15 +41,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ironrank.methods.attached import AttachedADMM
-from ironrank.methods.base import Backward, State
+from ironrank.methods.admm import ADMM
+from ironrank.methods.base import State
 from ironrank.methods.filter_state import Noted, lengths, makers, note, noted
 from ironrank.methods.filters import FilterPruning, largest
 from ironrank.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class ADMMFilters(FilterPruning):
+class ADMMFilters(ADMM, FilterPruning):
     """Train towards few filters, and remove the others at the end.
 
     Attributes:
@@ -102,27 +102,6 @@ class ADMMFilters(FilterPruning):
         state |= {f"Y.{name}": torch.zeros_like(W) for name, W in weights.items()}
         return state | self._project(noted(state, "out"), weights)
 
-    def step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, backward: Backward, t: int
-    ) -> Tensor:
-        """Take one step; see the top of this file for the equations.
-
-        Args:
-            model: The dense model.
-            optimizer: Any torch optimizer of its parameters.
-            state: From `init`, changed in place.
-            backward: Fills the gradients and returns the loss.
-            t: Number of the step, from 0.
-
-        Returns:
-            The loss of the objective before the step, without the pull.
-        """
-        loss = backward()
-        self.ahead(model, state)
-        optimizer.step()  # (1)
-        self.behind(model, state, t)
-        return loss
-
     @torch.no_grad()
     def ahead(self, model: nn.Module, state: State) -> None:
         """Add the pull to the gradients: the second term of (1)."""
@@ -130,11 +109,6 @@ class ADMMFilters(FilterPruning):
         for name, parameter in makers(model, noted(state, "out")).items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - state[f"Z.{name}"] + state[f"Y.{name}"], alpha=rho)
-
-    def behind(self, model: nn.Module, state: State, t: int) -> None:
-        """Update the targets, if the step was the last of ``every``: equations (2) to (4)."""
-        if (t + 1) % self.every == 0:
-            self.update(model, state)
 
     @torch.no_grad()
     def update(self, model: nn.Module, state: State) -> None:
@@ -149,7 +123,7 @@ class ADMMFilters(FilterPruning):
         new = self._project(groups, shifted)  # (2)
         moved = sum(float((Z - state[key]).double().square().sum()) for key, Z in new.items())
         state["dual"] = torch.tensor(float(state["rho"]) * math.sqrt(moved), dtype=torch.float64)
-        rho = max(float(state["rho"]), min(float(state["rho"]) * self.rho_growth, self.rho_max))
+        rho = self.raised(float(state["rho"]))
         for name, V in shifted.items():
             state[f"Y.{name}"] = (V - new[f"Z.{name}"]) * (float(state["rho"]) / rho)  # (3), (4)
         state |= new | {"rho": torch.tensor(rho, dtype=torch.float64), "updates": state["updates"] + 1}
@@ -184,21 +158,6 @@ class ADMMFilters(FilterPruning):
         apart = sum(float((W - state[f"Z.{name}"]).square().sum()) for name, W in weights.items())
         shown = {name: float(state[name]) for name in ("dual", "rho", "ratio")}
         return {"primal": math.sqrt(apart / whole) if whole else 0.0} | shown
-
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> AttachedADMM:
-        """Run the same algorithm in a user's own loop: hooks before and after ``optimizer.step()``.
-
-        Args:
-            model: The dense model.
-            optimizer: Any torch optimizer that holds its weights.
-
-        Returns:
-            The attachment; ``.finish()`` ends it and returns the small model, ``.state`` is what `watch` reads.
-
-        Raises:
-            IronrankError: If the optimizer does not hold the weights, or there are no filters to remove.
-        """
-        return AttachedADMM(self, model, optimizer)
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the full names of the layers whose filters are pulled."""

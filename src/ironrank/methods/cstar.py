@@ -49,8 +49,8 @@ from torch import Tensor, nn
 from ironrank.errors import IronrankError
 from ironrank.layers import full_rank
 from ironrank.methods import targets
-from ironrank.methods.attached import AttachedADMM
-from ironrank.methods.base import Backward, Method, State
+from ironrank.methods.admm import ADMM
+from ironrank.methods.base import State
 from ironrank.ranks import Choice, fit, parse_budget
 from ironrank.ranks.cost import check_wish
 from ironrank.settings import setting
@@ -60,7 +60,7 @@ ENDS = ("dense", "low-rank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CSTAR(Method):
+class CSTAR(ADMM):
     """Train towards low rank under one budget, and rewrite the layers at the end.
 
     Attributes:
@@ -160,35 +160,9 @@ class CSTAR(Method):
         state["dual"] = torch.tensor(0.0, dtype=torch.float64)
         return state
 
-    def step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, backward: Backward, t: int
-    ) -> Tensor:
-        """Take one step; see the top of this file for the equations.
-
-        Args:
-            model: The dense model.
-            optimizer: Any torch optimizer of its parameters.
-            state: From `init`, changed in place.
-            backward: Fills the gradients and returns the loss.
-            t: Number of the step, from 0.
-
-        Returns:
-            The loss of the objective before the step, without the pull.
-        """
-        loss = backward()
-        self.ahead(model, state)
-        optimizer.step()  # (1)
-        self.behind(model, state, t)
-        return loss
-
     def ahead(self, model: nn.Module, state: State) -> None:
         """Add the pull to the gradients: the second term of (1)."""
         targets.pull(model, state)
-
-    def behind(self, model: nn.Module, state: State, t: int) -> None:
-        """Update the targets, if the step was the last of ``every``: equations (2) to (5)."""
-        if (t + 1) % self.every == 0:
-            self.update(model, state)
 
     def within(self, model: nn.Module, params: int) -> CSTAR:
         """Return these settings with a budget of so many parameters; see `Method.within`."""
@@ -211,7 +185,7 @@ class CSTAR(Method):
         low = targets.pulled(model, state)  # the Z of a layer that stays dense is but its weight
         moved = sum(float((state[f"Z.{name}"] - before[name]).double().square().sum()) for name in low)
         state["dual"] = torch.tensor(float(state["rho"]) * math.sqrt(moved), dtype=torch.float64)
-        rho = max(float(state["rho"]), min(float(state["rho"]) * self.rho_growth, self.rho_max))
+        rho = self.raised(float(state["rho"]))
         for name, V in shifted.items():
             state[f"Y.{name}"] = (V - state[f"Z.{name}"]) * (float(state["rho"]) / rho)  # (4), (5)
         state["rho"], state["updates"] = torch.tensor(rho, dtype=torch.float64), state["updates"] + 1
@@ -249,21 +223,6 @@ class CSTAR(Method):
         """
         shown = {name: float(state[name]) for name in ("dual", "rho", "ratio")}
         return super().watch(model, state) | {"primal": targets.gap(model, state)} | shown
-
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> AttachedADMM:
-        """Run the same algorithm in a user's own loop: hooks before and after ``optimizer.step()``.
-
-        Args:
-            model: The dense model.
-            optimizer: Any torch optimizer that holds its weights.
-
-        Returns:
-            The attachment; ``.finish()`` ends it and returns the small model, ``.state`` is what `watch` reads.
-
-        Raises:
-            IronrankError: If the optimizer does not hold the weights, or no layer can be compressed.
-        """
-        return AttachedADMM(self, model, optimizer)
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the full names of the layers that may become low-rank.

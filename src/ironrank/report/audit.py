@@ -99,9 +99,7 @@ def read(where: str, value: object) -> Audit | None:
     """
     if value is None:
         return None
-    raw = fields.mapping(where, value)
-    if raw.get("schema") != SCHEMA:
-        raise IronrankError(f"{where}: schema {fields.shown(raw.get('schema'))}: this version reads {SCHEMA}")
+    raw = fields.versioned(where, value, SCHEMA)
     threat = fields.mapping(f"{where}: threat", raw.get("threat"))
     verdict = fields.mapping(f"{where}: verdict", raw.get("verdict"))
     if verdict.get("kind") not in KINDS:

@@ -63,9 +63,7 @@ def read(where: str, value: object) -> Certificate | None:
     """
     if value is None:
         return None
-    raw = fields.mapping(where, value)
-    if raw.get("schema") != SCHEMA:
-        raise IronrankError(f"{where}: schema {fields.shown(raw.get('schema'))}: this version reads {SCHEMA}")
+    raw = fields.versioned(where, value, SCHEMA)
     if raw.get("verdict") not in VERDICTS:
         raise IronrankError(
             f"{where}: verdict {fields.shown(raw.get('verdict'))}: allowed is {', '.join(VERDICTS)}"

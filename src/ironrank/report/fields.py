@@ -39,6 +39,14 @@ def mapping(where: str, value: object) -> dict[str, Any]:
     return value
 
 
+def versioned(where: str, value: object, schema: int) -> dict[str, Any]:
+    """Return a dict of this schema, or raise an `IronrankError` that names the place."""
+    raw = mapping(where, value)
+    if raw.get("schema") != schema:
+        raise IronrankError(f"{where}: schema {shown(raw.get('schema'))}: this version reads {schema}")
+    return raw
+
+
 def accuracy(where: str, value: object) -> float:
     """Return an accuracy in [0, 1], or raise an `IronrankError` that names the place."""
     found = text.number(value)
