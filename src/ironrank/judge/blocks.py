@@ -14,7 +14,7 @@ from ironrank.errors import IronrankError
 from ironrank.judge.ensemble import ALL, STANDING, SURVIVORS, Trial
 from ironrank.judge.ledger import Ledger
 from ironrank.judge.samples import Samples
-from ironrank.judge.slopes import small_step
+from ironrank.judge.slopes import small_steps
 from ironrank.judge.subject import Subject
 from ironrank.judge.tally import CLEAN
 from ironrank.judge.witness import Witness
@@ -103,7 +103,7 @@ def _run(
         try:
             tried = work.subject.tried(trial.attack, samples.take(attacked), trial.source, generator, witness)
             broken[attacked], free[attacked], notes["flags"] = tried.broken, tried.free, list(tried.flags)
-            notes["watched"] = witness.found(work.subject.norm, small_step(work.subject, samples.x))
+            notes["watched"] = witness.found(work.subject.norm, small_steps(work.subject, samples.x))
         except (IronrankError, RuntimeError) as error:  # a net without gradients; the verdict says so
             notes["error"] = " ".join(str(error).split())[:200]
     tensors = {"attacked": attacked, "broken": broken, "free": free}

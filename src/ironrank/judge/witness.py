@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.attacks.threat import steepest
-from ironrank.judge.slopes import MISS
+from ironrank.judge.slopes import MISS, aside
 
 CALLS, ROWS = 2, 8  # calls of an attack that are taken down, the images of each
 ALIKE = 1e-3  # difference of a logit that rounding explains, over the logits' spread
@@ -87,12 +87,12 @@ class Witness(nn.Module):
     def _rows(self, count: int) -> Tensor:
         return torch.randperm(count, generator=self.generator)[:ROWS]
 
-    def found(self, norm: str, step: float) -> dict[str, int]:
+    def found(self, norm: str, steps: tuple[float, ...]) -> dict[str, int]:
         """Look at the calls again.
 
         Args:
             norm: ``Linf`` or ``L2``, the norm of steps.
-            step: Their length.
+            steps: Their lengths, the longest first.
 
         Returns:
             For ``answers``, ``gradients`` and ``slopes`` the number of images looked at; with ``other_`` before the
@@ -106,7 +106,7 @@ class Witness(nn.Module):
                 and (asked := call.above.isfinite().all(1) & (call.above != 0).any(1)).any()
             ):
                 gradients.append(self._gradients(call)[asked])
-                slopes.append(self._slopes(call, norm, step)[asked])
+                slopes.append(self._slopes(call, norm, steps)[asked])
         found = {}
         for name, wrong in zip(WHAT, (answers, gradients, slopes), strict=True):
             found[name] = sum(len(part) for part in wrong)
@@ -133,14 +133,16 @@ class Witness(nn.Module):
             (gradient,) = torch.autograd.grad(self.net(x), x, call.above, allow_unused=True)
         return torch.zeros_like(x) if gradient is None else gradient.detach()
 
-    def _slopes(self, call: Call, norm: str, step: float) -> Tensor:
-        """Return where a small step changes the answers by other than the gradient says, bool (k,)."""
-        aside = 2 * torch.rand(call.x.shape, generator=self.generator).to(call.x) - 1
-        noise = torch.randn(call.x.shape, generator=self.generator).to(call.x)
-        x = (call.x + ASIDE * step * aside).clamp(step, 1 - step)
+    def _slopes(self, call: Call, norm: str, steps: tuple[float, ...]) -> Tensor:
+        """Return where small steps change the answers by other than the gradient says, bool (k,)."""
+        x = aside(call.x, ASIDE * steps[0], steps[0], self.generator)
+        noise = torch.randn(x.shape, generator=self.generator).to(x)
         gradient = self._back(x, call)
-        errors = [self._errors(x, call, gradient, steepest(way, norm), step) for way in (gradient, noise)]
-        return ~(torch.stack(errors).amax(0) <= MISS)
+        held = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        for way in (gradient, noise):
+            errors = [self._errors(x, call, gradient, steepest(way, norm), step) for step in steps]
+            held &= (torch.stack(errors) <= MISS).any(0)
+        return ~held
 
     @torch.no_grad()
     def _errors(self, x: Tensor, call: Call, gradient: Tensor, way: Tensor, step: float) -> Tensor:
