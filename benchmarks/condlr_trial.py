@@ -1,0 +1,162 @@
+"""CondLR on trial: the whole audit of every net of the LeNet5 table, dense, truncated, two-factor and conditioned.
+
+    python benchmarks/lenet5_mnist.py --data DIR --out RUNS --seeds 3 --epochs 20     # trains the nets
+    python benchmarks/condlr_trial.py --data DIR --runs RUNS --out TABLE              # audits them, two tables
+
+audits each run folder of RUNS at level quick on 1,000 images, into the folder itself, and then at level standard, with
+AutoAttack and longer attacks, on the first 128, into ``FOLDER/standard``. Audits that are done are used as they are, one
+that was stopped goes on; ``--rows`` and ``--no-audit`` choose. ``table.json`` and ``table.md`` are written into TABLE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from grid import spread
+from ironrank.data import MNIST
+from ironrank.files import read_json, read_tensors, write_json, write_text
+from ironrank.judge.audit import audit
+from lenet5_mnist import ROWS, label
+
+AUDITS = {"quick": (".", 1000), "standard": ("standard", 128)}  # folder, images
+RADII = (0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+
+
+def audited(folder: Path, level: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the audit of a run folder; None where it is not there and not to be made."""
+    place, n = AUDITS[level]
+    path = folder / place / "audit.json"
+    if not path.is_file() and not options.no_audit:
+        print(f"{folder.name}, {level}", flush=True)
+        data = MNIST(folder=str(options.data))
+        audit(folder, data, eps=options.eps, level=level, n=n, out=path.parent)
+    return read_json(path) if path.is_file() else None
+
+
+def row_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the audits say of one row of the table, seed by seed."""
+    folders = [options.runs / f"{name}_s{seed}" for seed in range(options.seeds)]
+    row: dict[str, Any] = {"row": name, "label": label(name)}
+    for level in AUDITS:
+        found = [audited(folder, level, options) for folder in folders]
+        row[level] = [seed_of(result) for result in found if result is not None]
+    row["standing"] = [standing(folder) for folder in folders if (folder / "audit.safetensors").is_file()]
+    certified = [folder / "certificate.json" for folder in folders]
+    row["certificates"] = [certificate(read_json(path)) for path in certified if path.is_file()]
+    return row
+
+
+def seed_of(found: dict[str, Any]) -> dict[str, Any]:
+    attacks = {attack["name"]: attack["standing"] for attack in found["attacks"]}
+    strongest = max(found["attacks"], key=lambda attack: attack["first_to_break"])["name"]
+    return {
+        "clean": found["clean"], "n": found["n"], "verdict": found["verdict"]["text"],
+        "robust": None if found["robust"] is None else found["robust"]["accuracy"],
+        "autoattack": attacks.get("autoattack"), "first": strongest,
+        "curve": {f"{point['eps']:.3g}": point["accuracy"] for point in found["curve"]},
+        "universal": found["universal"] and found["universal"]["accuracy"],
+        "command": found["command"], "flags": found["flags"],
+    }  # fmt: skip
+
+
+def certificate(found: dict[str, Any]) -> dict[str, Any]:
+    keys = ("verdict", "largest_radius", "median_radius", "radii", "certified", "n")
+    return {key: found.get(key) for key in keys} | {"largest": max(found["radius"], default=0.0)}
+
+
+def standing(folder: Path) -> list[int]:
+    """Return the images that survive everything in the quick audit."""
+    return read_tensors(folder / "audit.safetensors")[0]["standing"].nonzero()[:, 0].tolist()
+
+
+def differences(row: dict[str, Any], dense: dict[str, Any]) -> list[float]:
+    """Return by how much more a row withstands than the dense net of the same seed, in the same images."""
+    pairs = zip(row["quick"], dense["quick"], strict=False)
+    return [a["robust"] - b["robust"] for a, b in pairs if None not in (a["robust"], b["robust"])]
+
+
+def markdown(rows: list[dict[str, Any]], eps: float) -> str:
+    return worst_cases(rows, eps) + "\n" + curves(rows) + "\n" + longer(rows, eps)
+
+
+def worst_cases(rows: list[dict[str, Any]], eps: float) -> str:
+    columns = ["net", "seeds", "proven", "clean", f"worst case at Linf {eps:g}", "less dense, same seeds"]
+    columns += ["universal change", "largest certified L2 radius"]
+    lines = [_line(columns), "| --- |" + " ---: |" * (len(columns) - 1)]
+    dense = next((row for row in rows if row["row"] == "dense"), None)
+    for row in rows:
+        seeds = row["quick"]
+        robust = [seed["robust"] for seed in seeds if seed["robust"] is not None]
+        gain = differences(row, dense) if dense is not None and row is not dense else []
+        radii = [found["largest"] for found in row["certificates"]]
+        cells = [row["label"], len(seeds), len(robust), spread([seed["clean"] for seed in seeds])]
+        cells += [spread(robust, digits=1), spread(gain, digits=1) if gain else "-"]
+        universal = [seed["universal"] for seed in seeds if seed["universal"] is not None]
+        cells += [spread(universal, digits=1), f"{statistics.mean(radii):.3f}" if radii else "-"]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def curves(rows: list[dict[str, Any]]) -> str:
+    """Return accuracies over eps, of the images of the probe that the net gets right."""
+    lines = [_line(["net", *(f"eps {eps:g}" for eps in RADII)]), "| --- |" + " ---: |" * len(RADII)]
+    for row in rows:
+        each = [[seed["curve"][f"{eps:.3g}"] for seed in row["quick"]] for eps in RADII]
+        lines.append(_line([row["label"], *(spread(found, digits=1) for found in each)]))
+    return "\n".join(lines) + "\n"
+
+
+def longer(rows: list[dict[str, Any]], eps: float) -> str:
+    """Return AutoAttack's figure beside ours, of the longer audits."""
+    columns = [
+        "net",
+        "seeds",
+        "proven",
+        f"AutoAttack at Linf {eps:g}",
+        "with all of ours",
+        "quick, same images",
+    ]
+    lines = [_line(columns), "| --- |" + " ---: |" * (len(columns) - 1)]
+    for row in (row for row in rows if row["standard"]):
+        seeds = row["standard"]
+        robust = [seed["robust"] for seed in seeds if seed["robust"] is not None]
+        quick = [
+            sum(i < seed["n"] for i in alive) / seed["n"]
+            for alive, seed in zip(row["standing"], seeds, strict=False)
+        ]
+        cells = [
+            row["label"],
+            len(seeds),
+            len(robust),
+            spread([seed["autoattack"] for seed in seeds], digits=1),
+        ]
+        lines.append(_line([*cells, spread(robust, digits=1), spread(quick, digits=1)]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with the MNIST files")
+    parser.add_argument("--runs", type=Path, required=True, help="what lenet5_mnist.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="where the tables go")
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--eps", type=float, default=0.1)
+    parser.add_argument("--no-audit", action="store_true", help="only put together what is there")
+    options = parser.parse_args()
+    rows = [row_of(name, options) for name in options.rows.split(",")]
+    rows = [row for row in rows if row["quick"]]
+    write_json(options.out / "table.json", {"eps": options.eps, "rows": rows})
+    write_text(options.out / "table.md", markdown(rows, options.eps))
+    print(options.out / "table.md")
+
+
+if __name__ == "__main__":
+    main()
