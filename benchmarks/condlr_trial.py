@@ -4,8 +4,8 @@
     python benchmarks/condlr_trial.py --data DIR --runs RUNS --out TABLE              # audits them, two tables
 
 audits each run folder of RUNS at level quick on 1,000 images, into the folder itself, and then at level standard, with
-AutoAttack and longer attacks, on the first 128, into ``FOLDER/standard``. Audits that are done are used as they are, one
-that was stopped goes on; ``--rows`` and ``--no-audit`` choose. ``table.json`` and ``table.md`` are written into TABLE.
+AutoAttack and longer attacks, on the first 128, into ``FOLDER/standard``. Audits that are done are used as they are,
+one that was stopped goes on; ``--rows`` and ``--no-audit`` choose. ``table.json`` and ``table.md`` are written into TABLE.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def audited(folder: Path, level: str, options: argparse.Namespace) -> dict[str, 
 
 def row_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return what the audits say of one row of the table, seed by seed."""
-    folders = [options.runs / f"{name}_s{seed}" for seed in range(options.seeds)]
-    row: dict[str, Any] = {"row": name, "label": label(name)}
-    for level in AUDITS:
-        found = [audited(folder, level, options) for folder in folders]
-        row[level] = [seed_of(result) for result in found if result is not None]
-    row["standing"] = [standing(folder) for folder in folders if (folder / "audit.safetensors").is_file()]
-    certified = [folder / "certificate.json" for folder in folders]
-    row["certificates"] = [certificate(read_json(path)) for path in certified if path.is_file()]
+    row: dict[str, Any] = {"row": name, "label": label(name), "quick": [], "standard": [], "certificates": []}
+    for seed in range(options.seeds):
+        folder = options.runs / f"{name}_s{seed}"
+        for level in AUDITS:
+            found = audited(folder, level, options)
+            row[level] += [] if found is None else [{"seed": seed} | seed_of(found, folder)]
+        path = folder / "certificate.json"
+        row["certificates"] += [certificate(read_json(path))] if path.is_file() else []
     return row
 
 
-def seed_of(found: dict[str, Any]) -> dict[str, Any]:
+def seed_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     attacks = {attack["name"]: attack["standing"] for attack in found["attacks"]}
     strongest = max(found["attacks"], key=lambda attack: attack["first_to_break"])["name"]
     return {
@@ -58,24 +58,26 @@ def seed_of(found: dict[str, Any]) -> dict[str, Any]:
         "autoattack": attacks.get("autoattack"), "first": strongest,
         "curve": {f"{point['eps']:.3g}": point["accuracy"] for point in found["curve"]},
         "universal": found["universal"] and found["universal"]["accuracy"],
-        "command": found["command"], "flags": found["flags"],
+        "command": found["command"], "flags": found["flags"], "same": standing(folder, AUDITS["standard"][1]),
     }  # fmt: skip
 
 
 def certificate(found: dict[str, Any]) -> dict[str, Any]:
-    keys = ("verdict", "largest_radius", "median_radius", "radii", "certified", "n")
+    keys = ("verdict", "median_radius", "radii", "certified", "n")
     return {key: found.get(key) for key in keys} | {"largest": max(found["radius"], default=0.0)}
 
 
-def standing(folder: Path) -> list[int]:
-    """Return the images that survive everything in the quick audit."""
-    return read_tensors(folder / "audit.safetensors")[0]["standing"].nonzero()[:, 0].tolist()
+def standing(folder: Path, n: int) -> float | None:
+    """Return the share of the first n images that survives everything in the quick audit."""
+    path = folder / "audit.safetensors"
+    return read_tensors(path)[0]["standing"][:n].double().mean().item() if path.is_file() else None
 
 
 def differences(row: dict[str, Any], dense: dict[str, Any]) -> list[float]:
-    """Return by how much more a row withstands than the dense net of the same seed, in the same images."""
-    pairs = zip(row["quick"], dense["quick"], strict=False)
-    return [a["robust"] - b["robust"] for a, b in pairs if None not in (a["robust"], b["robust"])]
+    """Return by how much more a row withstands than the dense net of the same seed, on the same images."""
+    theirs = {seed["seed"]: seed["robust"] for seed in dense["quick"] if seed["robust"] is not None}
+    ours = {seed["seed"]: seed["robust"] for seed in row["quick"] if seed["robust"] is not None}
+    return [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
 
 
 def markdown(rows: list[dict[str, Any]], eps: float) -> str:
@@ -123,10 +125,7 @@ def longer(rows: list[dict[str, Any]], eps: float) -> str:
     for row in (row for row in rows if row["standard"]):
         seeds = row["standard"]
         robust = [seed["robust"] for seed in seeds if seed["robust"] is not None]
-        quick = [
-            sum(i < seed["n"] for i in alive) / seed["n"]
-            for alive, seed in zip(row["standing"], seeds, strict=False)
-        ]
+        quick = [seed["same"] for seed in seeds]
         cells = [
             row["label"],
             len(seeds),
