@@ -5,7 +5,7 @@
 
 audits each run folder of RUNS at level quick on 1,000 images, into the folder itself, and then at level standard, with
 AutoAttack and longer attacks, on the first 128, into ``FOLDER/standard``. Audits that are done are used as they are,
-one that was stopped goes on; ``--rows`` and ``--no-audit`` choose. ``table.json`` and ``table.md`` are written into TABLE.
+one that was stopped goes on; ``--rows`` and ``--no-audit`` choose. TABLE receives ``table.json`` and ``table.md``.
 """
 
 from __future__ import annotations
