@@ -416,6 +416,7 @@ def join_and_train(rank: int, world: int, meeting: str, folder: str, out: str) -
     for name, case in METHOD_CASES.items():
         dist.barrier()
         train(tiny_run(folder, method=case.low, epochs=1), Path(out) / name)
+    train(tiny_run(folder, epochs=1, clip=0.02), Path(out) / "clipped")
     time.sleep(0.5 * rank)
     try:
         train(tiny_run(folder, epochs=1), Path(out) / "late")

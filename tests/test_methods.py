@@ -211,6 +211,11 @@ def test_two_processes_agree_with_one(name, two_processes, mnist, tmp_path):
         assert_same_run(alone, two_processes / name, tolerance=1e-5)
 
 
+def test_two_processes_clip_what_they_have_averaged(two_processes, mnist, tmp_path):
+    alone = train(tiny_run(mnist, epochs=1, clip=0.02), tmp_path / "one")
+    assert_same_run(alone, two_processes / "clipped", tolerance=1e-6)
+
+
 # DEFECT training/loop.py, train: the first process writes run.json before the second has looked whether there is one,
 # so that one which comes half a second late refuses the folder. Mend: barrier() after _check_folder.
 def test_a_process_may_come_late(two_processes):

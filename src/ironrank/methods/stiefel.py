@@ -25,6 +25,7 @@ from ironrank.linalg import condition_number, orthonormality_error, retract_pola
 from ironrank.methods.attached import Attached
 from ironrank.methods.base import Backward, State
 from ironrank.methods.fullrank import FullRank, as_weight, tall
+from ironrank.optim import clip_gradients
 from ironrank.settings import setting
 
 
@@ -84,6 +85,7 @@ class Stiefel(FullRank):
             state: The momentum, changed in place.
             t: Number of the step, from 0.
         """
+        clip_gradients(optimizer)  # these weights are not there any more when the optimizer would do it
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
 
         @torch.no_grad()

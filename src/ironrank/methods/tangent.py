@@ -48,11 +48,14 @@ def make_tangent(U: nn.Parameter, S: Tensor, optimizer: torch.optim.Optimizer, c
 
 
 def _plain_momentum(optimizer: torch.optim.Optimizer, U: nn.Parameter) -> float | None:
-    """Return mu where the step is ``b <- mu b + g``, ``U <- U - lr b``, else None."""
+    """Return mu where the step is ``b <- mu b + g``, ``U <- U - lr b``, else None.
+
+    Where gradients are clipped, g is still to be multiplied by a number, and must be a tangent by itself.
+    """
     if not steps_straight(optimizer, U):
         return None
     group = next(group for group in optimizer.param_groups if any(p is U for p in group["params"]))
-    special = group["nesterov"] or group["dampening"] or group["maximize"]
+    special = group["nesterov"] or group["dampening"] or group["maximize"] or group.get("clip")
     return None if special else group["momentum"]
 
 

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules as settings."""
 
+from ironrank.optim.clipping import clip_gradients, clip_steps
 from ironrank.optim.muon import Muon
 from ironrank.optim.optimizers import SGD, AdamW, Optimizer, set_lr
 from ironrank.optim.schedules import Constant, Cosine, OneCycle, Schedule, Steps
@@ -14,6 +15,8 @@ __all__ = [
     "SGD",
     "AdamW",
     "Muon",
+    "clip_gradients",
+    "clip_steps",
     "set_lr",
     "Schedule",
     "Constant",

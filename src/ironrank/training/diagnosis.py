@@ -29,7 +29,7 @@ def blown_up(model: nn.Module, what: str, step: int, out: Path) -> str:
     if conds:
         widest = max(conds, key=lambda name: conds[name])
         where = f"; the layer with the widest spectrum is '{widest}' (condition number {conds[widest]:.3g})"
-    return (f"the loss is {what} at step {step}{where}; lower optimizer.lr or clip the schedule, "
+    return (f"the loss is {what} at step {step}{where}; lower optimizer.lr or set clip, "
             f"then start again or resume from the last epoch in {out}")  # fmt: skip
 
 

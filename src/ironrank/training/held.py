@@ -14,6 +14,7 @@ from ironrank.data import Images, Stream, mix, split
 from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.methods import Method
+from ironrank.optim import clip_steps
 from ironrank.settings import encode
 from ironrank.surgery import last_parameters
 from ironrank.training.average import Average
@@ -62,6 +63,8 @@ class Held:
         memory_format = torch.channels_last if run.channels_last else torch.contiguous_format
         self.model = model.to(run.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
         self.optimizer = run.optimizer.build(run.method.groups(self.model), last_parameters(self.model))
+        if run.clip:
+            clip_steps(self.optimizer, run.clip)
         if checkpoint is None:
             self.state, self.progress = run.method.init(self.model), Progress()
         else:

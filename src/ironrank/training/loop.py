@@ -143,7 +143,7 @@ class Job(Held):
         torch.manual_seed(mix(run.seed, "method", t))
         try:
             loss = run.method.step(self.model, self.optimizer, self.state, backward, t)
-        except torch.linalg.LinAlgError:
+        except (torch.linalg.LinAlgError, FloatingPointError):
             raise IronrankError(self._blown_up("about to become infinite")) from None
         self.objective.advance(self.memory)
         if self.average is not None:

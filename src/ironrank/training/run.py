@@ -46,6 +46,9 @@ class Run(Settings):
     optimizer: Optimizer = setting(SGD(), "optimizer")
     schedule: Schedule = setting(Constant(), "factor on the learning rate")
     epochs: int = setting(20, "passes over the training images", ge=0)
+    clip: float = setting(
+        0.0, "greatest norm of the gradient that a step follows; 0 is off", ge=0, paper="1 (RobustDLRT)"
+    )
     batch_size: int = setting(128, "images per step, over all processes", ge=1)
     seed: int = setting(0, "seed of everything random", ge=0)
     device: str = setting("cpu", "torch device, such as cpu or cuda")
