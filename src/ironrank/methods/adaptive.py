@@ -13,6 +13,10 @@ leaves make the net too large, further directions go, all layers together, those
 of the layer's, is least for what they cost (`ironrank.ranks.choose`). So what is validated is what is saved, ranks
 move from layer to layer as training goes on, and the last truncation drops no more than the others did. How a method of
 this family should meet a size the sources do not say: this is ours.
+
+Ranks may adapt during the first ``steps`` steps only. After the last of these the net is truncated, whatever the method
+is at, and from then on nothing widens or cuts it: cores, biases and dense layers are trained by one gradient a step,
+one step of the optimizer on each batch. So the last steps mend what the last truncation broke.
 """
 
 from __future__ import annotations
@@ -60,6 +64,7 @@ class Adaptive(LowRank):
             absolute values of normal random numbers. A random matrix has a flat spectrum, of which a large tolerance
             cuts off a part at every truncation until nothing is left to train; a half-normal one is steep and large.
         budget: Size of the whole deployed net that is not exceeded after a truncation, such as "params=8x".
+        steps: Steps in which ranks adapt, before the ones at fixed rank; 0 for all.
     """
 
     keep: float = setting(0.5, "largest rank, as a share of the full rank", gt=0, le=1)
@@ -68,6 +73,7 @@ class Adaptive(LowRank):
     max_rank: int = setting(0, "largest rank as a number; 0 for none", ge=0)
     spectrum: str = setting("weights", "singular values of the cores at the start", choices=SPECTRA)
     budget: str = setting("", "size of the whole net after each truncation, such as params=8x")
+    steps: int = setting(0, "steps in which ranks adapt, before those at fixed rank; 0 for all", ge=0)
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -145,6 +151,14 @@ class Adaptive(LowRank):
         rank = pair_of(rank_in(name, shape, layer.form, self.keep, given, self.round_to))
         most = clipped(rank, self.min_rank, self.max_rank, full, shape)
         return (min(self.min_rank, most[0]), min(self.min_rank, most[1])), most
+
+    def adapts(self, t: int) -> bool:
+        """Return whether ranks may change in a step.
+
+        Args:
+            t: Number of the step, from 0.
+        """
+        return self.steps == 0 or t < self.steps
 
     @torch.no_grad()
     def truncate(

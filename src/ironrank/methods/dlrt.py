@@ -29,6 +29,9 @@ without momentum. It differs from `RobustDLRT` at beta = 0: there bases grow by 
 In (3) the new directions stand first. Where there is no room for all, as at full rank, they go in whole and the old
 ones as far as there is room: so a basis of full rank moves too; what then drops out of W is of second order in lr.
 
+After ``steps`` steps, if that is set, there is (4) alone: the bases stand still, and S is not diagonal any more. That
+is how a training of `RobustDLRT` ends; of DLRT's own code we know no such stretch.
+
 Deviations from the published code: (5) multiplies V' by Q, there by its transpose; (1) to (4) may have momentum; biases
 and running statistics of batch norm see one of the three gradients, and (1), (2) leave the statistics alone.
 
@@ -112,6 +115,8 @@ class DLRT(Adaptive):
             The loss before the step.
         """
         layers = list(adaptive_layers(model).values())
+        if not self.adapts(t):
+            return _core_step(layers, optimizer, backward)
         with kept_statistics(model):
             loss, gK = _gradients(layers, backward, "K")
             _, gL = _gradients(layers, backward, "L")
@@ -122,12 +127,18 @@ class DLRT(Adaptive):
             layer.U.grad, layer.V.grad = K, L
         optimizer.step()  # (1), (2)
         side_by_side(lambda pair: _span(*pair, optimizer), zip(layers, old, strict=True))  # (3)
-        backward()
-        for layer in layers:
-            layer.U.grad = layer.V.grad = None
-        optimizer.step()  # (4)
+        _core_step(layers, optimizer, backward)
         self.truncate(model, optimizer, crossed=True)  # (5)
         return loss
+
+
+def _core_step(layers: list[Any], optimizer: torch.optim.Optimizer, backward: Backward) -> Tensor:
+    """Move all but the bases, and return the loss before: equation (4)."""
+    loss = backward()
+    for layer in layers:
+        layer.U.grad = layer.V.grad = None
+    optimizer.step()
+    return loss
 
 
 def _detached(layer: Any) -> USV:

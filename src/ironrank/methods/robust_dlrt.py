@@ -26,6 +26,8 @@ One cycle, of ``cycle`` training steps, each on its own batch:
     (5)  S' = P C Q^T (SVD, or HOSVD of a Tucker-2 core);  U <- U' P,  V <- V' Q,  S <- C, cut to the ranks that theta
          and the limits leave                                        at the last step of the cycle
 
+After ``steps`` steps, if that is set, (5) ends the cycle that is under way, and there is (4) alone from then on.
+
 The moments of the optimizer are carried through (3) and (5), see `ironrank.methods.moments`.
 
 Decisions where the paper leaves room or its code does otherwise:
@@ -42,6 +44,8 @@ Decisions where the paper leaves room or its code does otherwise:
 * beta R is added to the loss, as in the code; the text scales the two gradients separately.
 * Dense layers are not regularised. The first and the last layer are factored at full rank by default, where R(S) is
   R(W), which the published code adds for its dense ones. R = 0, where R has no gradient, counts as having gradient 0.
+* The published code ends with an epoch at fixed rank. What moves there we do not know; here it is what moves in (4),
+  the penalty stays, and bases whose gradient is dropped stand still to the bit.
 * A net that is saved or judged within a cycle is truncated first, as (5) does.
 
 When not to use it: where the rank shall be known beforehand (use condlr, or a budget); where clean accuracy alone
@@ -142,7 +146,7 @@ class RobustDLRT(Adaptive):
             The loss before the step, with the penalty.
         """
         layers = list(adaptive_layers(model).values())
-        if t % self.cycle == 0:
+        if t % self.cycle == 0 and self.adapts(t):
             with kept_statistics(model):
                 backward()  # (1)
             side_by_side(lambda layer: _widen(layer, optimizer), layers)  # (2), (3)
@@ -151,7 +155,7 @@ class RobustDLRT(Adaptive):
         before = _hold(layers, optimizer)
         optimizer.step()  # (4)
         _retract(before)
-        if (t + 1) % self.cycle == 0:
+        if self.adapts(t) and ((t + 1) % self.cycle == 0 or not self.adapts(t + 1)):
             self.truncate(model, optimizer)  # (5)
             state["widened"] = torch.tensor(0)
         return loss
