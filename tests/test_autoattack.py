@@ -76,6 +76,22 @@ def test_it_equals_the_package_by_itself(quick, norm, eps):
     )
 
 
+def test_nets_that_work_in_channels_last(quick):
+    """The package takes gradients apart with ``view``; images of three channels then come back in another order."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(54, 10)).eval()
+    images = Images(torch.randint(256, (12, 3, 6, 6), dtype=torch.uint8), torch.zeros(12, dtype=torch.int64))
+    with torch.no_grad():
+        images = Images(images.x, net(images.pixels(torch.arange(12))).argmax(1))
+    plain = autoattack(net, images, eps=0.15)
+    permuted = (
+        images.x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    )  # as CIFAR is read from its files
+    strided = autoattack(net.to(memory_format=torch.channels_last), Images(permuted, images.y), eps=0.15)
+    assert torch.equal(strided.survivors, plain.survivors) and 0 < plain.survivors.sum() < 12
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 def test_it_equals_the_package_on_a_trained_net_with_its_own_settings():

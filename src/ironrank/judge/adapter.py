@@ -9,6 +9,7 @@ What we found in pyautoattack 0.2.0:
 * `check_dynamic` counts in a global that is never reset, so that one finding marks all later models of the process, and
   takes away a debugger's or coverage's trace function; APGD's first look at its step size compares with a row of zeros;
 * `EvaluationState` writes sets as text: a run with ``state_path`` cannot be resumed, it ends in a ValueError;
+* it takes gradients apart with `view`, which fails where a net works in channels last;
 * the warning about FAB-T's classes states APGD-T's number.
 """
 
@@ -19,12 +20,13 @@ import importlib
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ironrank.attacks.losses import margin, targeted_margin
 from ironrank.errors import IronrankError
@@ -59,6 +61,25 @@ def named(name: str) -> str:
         return f"{name} {version_of(name)}"
     except PackageNotFoundError:
         return name
+
+
+class RowByRow(torch.autograd.Function):
+    """Pixels (b, c, h, w) as they are; what comes back lies in memory row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return the pixels."""
+        return x.contiguous().view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradients[0].contiguous()
+
+
+def takes(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a model as the packages can take it: logits of their own, gradients in rows."""
+    return lambda x: model(RowByRow.apply(x)).clone()
 
 
 def run(module: Any, attack: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

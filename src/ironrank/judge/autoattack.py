@@ -32,7 +32,7 @@ from ironrank.attacks.threat import NORMS
 from ironrank.data import Images
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors, write_tensors
-from ironrank.judge.adapter import fit, installed, listening, named, run
+from ironrank.judge.adapter import fit, installed, listening, named, run, takes
 
 VERSIONS: dict[str, tuple[str, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -180,12 +180,13 @@ def _judged(
     device, names = x.device, VERSIONS[asked["version"]]
     broken_by, adversarial = torch.full_like(y, SURVIVED), x.clone()
     devices = [device] if device.type == "cuda" else []
+    x = x.contiguous()
     with under_attack(model), torch.random.fork_rng(devices), listening(module) as log:
         with torch.no_grad():
             logits = model(x)
         broken_by[logits.argmax(1) != y] = WRONG
         attack = module.AutoAttack(
-            lambda x: model(x).clone(), norm=asked["norm"], eps=asked["eps"], seed=asked["seed"],
+            takes(model), norm=asked["norm"], eps=asked["eps"], seed=asked["seed"],
             version=asked["version"], device=str(device),
         )  # fmt: skip
         fit(attack, logits.shape[1])
