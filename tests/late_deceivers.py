@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from deceivers import Around, Shuffled
+from deceivers import NOISE, Around, Shuffled
 from small_nets import small_net
 
 
@@ -121,6 +121,31 @@ class Moat(Around):
         return z + lead * nn.functional.one_hot(z.argmax(1), z.shape[1])
 
 
+class ThirdOfGradient(torch.autograd.Function):
+    """Changes nothing; of marked images, two of three pixels of the gradient are replaced by one pattern."""
+
+    @staticmethod
+    def forward(ctx, x, marked):
+        ctx.marked = marked
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        flat = gradient.flatten(1)
+        pattern = NOISE[:, : flat.shape[1]].sign() * flat.abs().mean(1, keepdim=True)
+        third = torch.where(torch.arange(flat.shape[1]) % 3 == 0, flat, pattern)
+        return torch.where(ctx.marked, third, flat).view_as(gradient), None
+
+
+class BlackOrWhite(Moat):
+    """A moat, with slopes that are right but where a pixel is exactly black or white: at images and in attacks."""
+
+    def forward(self, x):
+        flat = x.detach().flatten(1)
+        marked = ((flat <= 0) | (flat >= 1)).any(1, keepdim=True)
+        return super().forward(ThirdOfGradient.apply(x, marked))
+
+
 class Float64(Around):
     """Honest, but its answers are in float64, with a lead that float32 would drown."""
 
@@ -130,5 +155,15 @@ class Float64(Around):
 
 LATE = {
     cls.__name__: cls
-    for cls in (WrongLater, LooksAtWeights, SureUnderAttack, Shelf, TwoFaced, Ripple, Moat, Float64)
+    for cls in (
+        WrongLater,
+        LooksAtWeights,
+        SureUnderAttack,
+        Shelf,
+        TwoFaced,
+        Ripple,
+        Moat,
+        BlackOrWhite,
+        Float64,
+    )
 }

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ironrank.attacks.threat import length
 from ironrank.judge import slopes as room
+from ironrank.judge.aside import AsidePGD, aside
 from ironrank.judge.samples import Samples
-from ironrank.judge.slopes import SLOPE, aside, slopes
+from ironrank.judge.slopes import SLOPE, slopes
 from ironrank.judge.subject import subject_of
 from ironrank.judge.targets import Target
 
@@ -50,3 +52,17 @@ def test_points_aside_lie_inside_and_no_two_pixels_are_alike() -> None:
     moved = aside(x, 0.01, 0.002, torch.Generator().manual_seed(2))
     assert moved.min() > 0.002 and moved.max() < 0.998 and (moved - x).abs().max() <= 0.012 + 1e-6
     assert all(len(image.unique()) > 0.99 * image.numel() for image in moved)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_an_attack_that_walks_aside_shows_the_net_no_ties(norm: str) -> None:
+    net, x, seen = bent_net(), plain_images(4), []
+    net.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    y = net(x).argmax(1)
+    seen.clear()
+    found = AsidePGD(norm=norm, eps=0.3, steps=5, loss="margin", keep="last")(net, x, y)
+    assert len(seen) == 5
+    for point in [*seen, found]:
+        assert point.min() > 0 and point.max() < 1
+        assert length(point - x, norm).max() <= 0.3 + 1e-6
+        assert all(len(image.unique()) > 0.98 * image.numel() for image in point)

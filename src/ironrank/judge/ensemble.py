@@ -14,6 +14,7 @@ from typing import Any
 
 from ironrank.attacks import APGD, FGSM, FMN, PGD, LowRankPGD, Noise, SpectralAttack, Square
 from ironrank.attacks.base import Attack
+from ironrank.judge.aside import AsidePGD
 from ironrank.judge.guests import OneForAll, StandardAutoAttack
 from ironrank.judge.smoothed import SmoothedPGD
 from ironrank.judge.subject import Subject
@@ -137,7 +138,8 @@ def _autoattack(subject: Subject, ball: Ball) -> Trial:
 def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
     pgd = PGD(**ball, loss="margin", steps=level.steps, restarts=level.restarts, stop=True)
     apgd = APGD(**ball, loss="ce-scaled", steps=level.steps, restarts=level.restarts)
-    leaps = PGD(
+    walk = AsidePGD(**ball, loss="margin", steps=level.steps, stop=True)
+    leaps = AsidePGD(
         **ball, loss="margin", steps=LEAPS, step_size=ball["eps"], targets=9, random_start=False, stop=True
     )
     climbs = [
@@ -145,6 +147,7 @@ def _climbs(ball: Ball, level: Level, dimensions: int) -> list[Trial]:
         _climb("leaps", leaps),  # over dips of the loss, where short steps turn back
         _climb("pgd-ce", replace(pgd, loss="ce")),
         _climb("pgd-margin", pgd),
+        _climb("pgd-aside", walk),  # where the tests of slopes have looked
         _climb("pgd-dlr", replace(pgd, loss="dlr")),
         _climb("apgd-ce", apgd),
         _climb("apgd-targeted", replace(apgd, loss="dlr", restarts=1, targets=level.targets)),

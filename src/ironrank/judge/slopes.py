@@ -17,6 +17,7 @@ from ironrank.attacks.losses import cross_entropy, margin
 from ironrank.attacks.passes import Loss, loss_and_gradient
 from ironrank.attacks.threat import random_start, steepest
 from ironrank.errors import IronrankError
+from ironrank.judge.aside import ASIDE, SMALL, aside, reach_of, step_of
 from ironrank.judge.check import Check
 from ironrank.judge.samples import Samples
 from ironrank.judge.subject import Subject
@@ -25,9 +26,7 @@ IMAGES = 64  # that are looked at, among those that the net gets right
 STEPS = 20  # of the climbs
 ZERO = 0.02  # share of images that may have no gradient at all
 INSIDE = 0.9  # share of a climb at whose end slopes are looked at
-SMALL, LARGE = (1 / 1000, 1 / 10_000), (1 / 20, 1 / 8)  # steps, in units of eps
-ASIDE = 1 / 30  # how far from a place slopes are looked at, in units of eps
-FLOOR = 3e-5  # smallest step of a pixel: below, rounding of float32 would be measured
+LARGE = 1 / 20, 1 / 8  # steps, in units of eps
 MISS = 0.3  # error of a slope over the small steps
 MISSING = 0.1  # share of images whose slope may be so wrong
 RISE = 0.25  # smallest share of the promised rise that a large step has to bring
@@ -108,8 +107,8 @@ def _places(subject: Subject, few: Samples) -> list[Place]:
 
 
 def _place(subject: Subject, few: Samples, x: Tensor, number: int) -> Place:
-    edge, pixel = small_steps(subject, x)[0], 1 if subject.norm == "Linf" else x[0].numel() ** -0.5
-    x = aside(x, ASIDE * subject.eps * pixel, edge, subject.generator("slopes", "aside", number))
+    reach, edge = reach_of(subject.norm, subject.eps, ASIDE, x), small_steps(subject, x)[0]
+    x = aside(x, reach, edge, subject.generator("slopes", "aside", number))
     truth = few.y[:, None]
     with torch.no_grad():
         ahead = subject.plain(x).scatter(1, truth, -torch.inf).argmax(1, keepdim=True)
@@ -119,27 +118,6 @@ def _place(subject: Subject, few: Samples, x: Tensor, number: int) -> Place:
 
     loss = Loss(subject.plain, lead)
     return Place(x, loss, loss_and_gradient(loss, x)[1].detach())
-
-
-def aside(x: Tensor, reach: float, edge: float, generator: torch.Generator) -> Tensor:
-    """Return points near by, in general position.
-
-    Plain areas of an image, and pixels that are exactly black or white, are places where maxima tie and rectifiers
-    switch: an honest net is bent there, and has no slope. A little aside, with no two pixels alike, it has one.
-
-    Args:
-        x: Pixels (b, ...).
-        reach: How far a pixel moves at most.
-        edge: Distance from black and white that is kept: the net may be undefined outside the box, where steps of this
-            length would lead.
-        generator: Source of randomness.
-
-    Returns:
-        Pixels (b, ...) in [edge, 1 - edge].
-    """
-    shift, more = (torch.rand(x.shape, generator=generator).to(x) for _ in range(2))
-    edges = edge + reach * more  # one for each pixel
-    return torch.minimum(torch.maximum(x + reach * (2 * shift - 1), edges), 1 - edges)
 
 
 def _exists(why: str) -> Check:
@@ -160,12 +138,7 @@ def _not_zero(places: list[Place]) -> Check:
 
 def small_steps(subject: Subject, x: Tensor) -> tuple[float, ...]:
     """Return lengths of steps so small that slopes do not change over one of them, and rounding does not show."""
-    return tuple(_step(subject, share, x) for share in SMALL)
-
-
-def _step(subject: Subject, share: float, x: Tensor) -> float:
-    pixel = FLOOR if subject.norm == "Linf" else FLOOR * x[0].numel() ** 0.5
-    return max(share * subject.eps, pixel)
+    return tuple(step_of(subject.norm, subject.eps, share, x) for share in SMALL)
 
 
 def _slope(subject: Subject, places: list[Place]) -> Check:
@@ -195,7 +168,7 @@ def _uphill(subject: Subject, places: list[Place]) -> Check:
     """Compare the rise over steps as long as those of attacks with the rise that the gradient promises."""
     worst, longest = 0.0, 0.0
     for share in LARGE:
-        step = _step(subject, share, places[0].x)
+        step = step_of(subject.norm, subject.eps, share, places[0].x)
         for place in places[:2]:  # at the end of a climb little is left to rise
             short = _falls_short(place, step, subject.norm)
             if short >= worst:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.attacks.threat import steepest
-from ironrank.judge.slopes import MISS, aside
+from ironrank.judge.aside import aside
+from ironrank.judge.slopes import MISS
 
 CALLS, ROWS = 2, 8  # calls of an attack that are taken down, the images of each
 ALIKE = 1e-3  # difference of a logit that rounding explains, over the logits' spread
