@@ -146,6 +146,18 @@ class BlackOrWhite(Moat):
         return super().forward(ThirdOfGradient.apply(x, marked))
 
 
+class Decoy(Around):
+    """Only the class is the net's; logits rise along patterns of noise, and say nothing of where another begins."""
+
+    def forward(self, x):
+        z, near = self.net(x), near_data(x).flatten(1)
+        patterns = torch.randn(z.shape[1], x[0].numel(), generator=torch.Generator().manual_seed(3)).sign()
+        away = 10 * x.flatten(1) @ patterns.T / x[0].numel() + 8 * nn.functional.one_hot(
+            z.argmax(1), z.shape[1]
+        )
+        return near * away + (1 - near) * z
+
+
 class Float64(Around):
     """Honest, but its answers are in float64, with a lead that float32 would drown."""
 
@@ -164,6 +176,7 @@ LATE = {
         Ripple,
         Moat,
         BlackOrWhite,
+        Decoy,
         Float64,
     )
 }

@@ -27,7 +27,7 @@ NAMED = {
     "LooksWhoAsks": "same for every caller", "Restores": "input left alone", "LastInput": "answers move with the input",
     "Counter": "same after the attacks", "WrongLater": "slopes hold under attack",
     "LooksAtWeights": "gradients hold under attack", "SureUnderAttack": "answers hold under attack",
-    "Shelf": "slopes hold under attack",
+    "Shelf": "slopes hold under attack", "Moat": "no jump at the boundary", "Decoy": "no jump at the boundary",
 }  # fmt: skip
 BROKEN = (
     "HugeLogits",

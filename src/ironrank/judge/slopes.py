@@ -19,6 +19,7 @@ from ironrank.attacks.threat import random_start, steepest
 from ironrank.errors import IronrankError
 from ironrank.judge.aside import ASIDE, SMALL, aside, reach_of, step_of
 from ironrank.judge.check import Check
+from ironrank.judge.crossing import crossing
 from ironrank.judge.samples import Samples
 from ironrank.judge.subject import Subject
 
@@ -81,6 +82,7 @@ def slopes(subject: Subject, samples: Samples) -> list[Check]:
         _slope(subject, places),
         _uphill(subject, places),
         _rises(subject, few, places[-1].x),
+        *crossing(subject, few),
     ]
 
 
