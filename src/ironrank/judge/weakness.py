@@ -8,8 +8,8 @@ r"""Spectral weakness map: which directions of the image carry a net's sensitivi
                   singular vectors are the directions that move the logits of all images alike
     margins       gradients of f_y - max_j f_j, each of length 1, as rows of a matrix: the share of their energy in the
                   first k right singular vectors is k / pixels where no direction is shared, and 1 where k explain all
-    universal     one perturbation for all images: found on one half of them, tried on the other, against noise of the
-                  same size
+    universal     one perturbation for all images (`ironrank.attacks.Universal`): found on one half of them, tried on
+                  the other, against noise of the same size; counted are images that are right without it, too
 
 A compact net has few directions, and what is shared between images is what a universal perturbation uses; a condition
 number near 1 keeps a layer from preferring some. Two nets, such as one before and after conditioning, are compared
@@ -26,15 +26,15 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ironrank.attacks.base import evaluation_mode
-from ironrank.attacks.threat import NORMS, shorten, steepest
+from ironrank.attacks.threat import NORMS, steepest
+from ironrank.attacks.universal import Universal, right_under, universal
 from ironrank.data import Images
 from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
-from ironrank.judge.accuracy import batches, correct
+from ironrank.judge.accuracy import batches
 from ironrank.judge.evaluate import describe_layer
 from ironrank.layers import Factored, frozen
 from ironrank.linalg import singular_values
@@ -85,16 +85,16 @@ def weakness(
             f"images, a norm of {', '.join(NORMS)}, eps above 0 and one direction are needed"
         )
     net = deploy(model).eval()
+    perturbed, perturbation = _universal(net, images, eps, norm, steps, seed)
     with evaluation_mode(net), frozen(net):
         jacobian, jacobian_directions = _jacobian(net, images, directions)
         margins, margin_directions = _margins(net, images, directions)
-        universal, perturbation = _universal(net, images, eps, norm, steps, seed)
     found = {
         "layers": _layers(model, before),
         "compositions": list(_compositions(model)),
         "jacobian": jacobian,
         "margins": margins,
-        "universal": universal,
+        "universal": perturbed,
         "n": len(images),
         "seed": seed,
     }
@@ -198,33 +198,21 @@ def _directions(rows: Tensor, images: Images, number: int) -> Tensor:
 def _universal(
     net: nn.Module, images: Images, eps: float, norm: str, steps: int, seed: int
 ) -> tuple[dict[str, Any], Tensor]:
-    """Climb the mean margin by one perturbation for the first half, and try it on the second."""
+    """Make one perturbation on the first half of the images, and try it on the second."""
     half = len(images) // 2
     made, tried = images.first(half), images.take(torch.arange(half, len(images)))
-    delta = torch.zeros_like(made.pixels(torch.tensor([0])))
-    scale = (
-        torch.cat([_margin(net(x.contiguous()), y).detach() for x, y in batches(made, BATCH)]).abs().mean()
-    )
-    for _ in range(steps):
-        gradient = torch.zeros_like(delta)
-        for x, y in batches(made, BATCH):
-            point = (x.contiguous() + delta).clamp(0, 1).requires_grad_()
-            # images that are wrong by far count for less and less, whatever the scale of the logits
-            loss = F.softplus(_margin(net(point), y) / scale.clamp_min(1e-12)).sum()
-            gradient += torch.autograd.grad(loss, point)[0].sum(0, keepdim=True)
-        delta = shorten(delta - 2.5 * eps / steps * steepest(gradient, norm), eps, norm)
+    settings = Universal(norm=norm, eps=eps, steps=steps)
+    found = universal(net, made, tried, settings, seed=mix(seed, "universal"))
     generator = torch.Generator().manual_seed(mix(seed, "weakness"))
-    noise = eps * steepest(torch.randn(delta.shape, generator=generator).to(delta.device), norm)
-    right = correct(net, tried)
+    draw = torch.randn((1, *found.perturbation.shape), generator=generator).to(found.perturbation)
+    x = tried.pixels(torch.arange(len(tried)))
+    under_noise = found.right & right_under(net, x, tried.y, eps * steepest(draw, norm)).cpu()
     result = {
         "eps": eps, "norm": norm, "steps": steps, "made_on": half, "tried_on": len(tried),
-        "clean": right.double().mean().item(),
-        "accuracy": _accuracy(net, tried, delta), "noise": _accuracy(net, tried, noise),
+        "clean": _share(found.right), "accuracy": _share(found.survivors), "noise": _share(under_noise),
     }  # fmt: skip
-    return result, delta[0].detach()
+    return result, found.perturbation.detach()
 
 
-@torch.no_grad()
-def _accuracy(net: nn.Module, images: Images, delta: Tensor) -> float:
-    hits = [net((x.contiguous() + delta).clamp(0, 1)).argmax(1) == y for x, y in batches(images, BATCH)]
-    return torch.cat(hits).double().mean().item()
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
