@@ -20,6 +20,7 @@ from ironrank.judge.before import before
 from ironrank.judge.evaluate import for_inference
 from ironrank.judge.examples import AMONG, FILE, examples, facts
 from ironrank.report import pictures, text, weakness
+from ironrank.settings import encode
 from ironrank.training.run import Run, decode_run
 
 AUDIT, CERTIFICATE, WEAKNESS, LOG, RUN = (
@@ -139,14 +140,16 @@ def setting(folder: Path, stages: int = STAGES) -> dict[str, Any]:
         stages: Earlier stages that are followed at most.
 
     Returns:
-        The values of run.json; ``start`` is the setting of the earlier stage, where that is there.
+        The values of run.json, with defaults for what was not a setting yet when it was written; ``start`` is the
+        setting of the earlier stage, where that is there.
 
     Raises:
         IronrankError: If run.json holds no run.
     """
-    raw = _bare(read_small(folder / RUN))
-    if not isinstance(raw, dict):
-        raise IronrankError(f"{folder / RUN} holds no run: restore it or train again")
+    try:
+        raw = _bare(encode(decode_run(read_small(folder / RUN))))
+    except IronrankError as error:
+        raise IronrankError(f"{folder / RUN} holds no run: restore it or train again ({error})") from None
     start = raw.get("start")
     if isinstance(start, str) and stages and (Path(start) / RUN).is_file():
         raw["start"] = setting(Path(start), stages - 1)
