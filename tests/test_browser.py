@@ -17,6 +17,7 @@ from ironrank.training import train
 
 pytestmark = pytest.mark.skipif(binary() is None, reason="no Chromium is installed")
 
+TRIAL = Path(__file__).parents[1] / "docs/results/condlr-trial.html"
 BROKEN = "[...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).length"
 SPILLED = """[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre, svg') &&
     e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
@@ -49,7 +50,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The report of the demo, whose nets are not trained here, and one about audited nets with hostile names."""
+    """The demo's report, whose nets are not trained here, one about audited nets with hostile names, and CondLR's trial."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             demo, "train", lambda run, out, **_: train(dataclasses.replace(run, epochs=0, start=None), out)
@@ -57,10 +58,10 @@ def pages(tmp_path_factory):
         shown = demo.run_demo(tmp_path_factory.mktemp("demo"), tiny=True)["report"]
     audited_page = tmp_path_factory.mktemp("page") / "audited.html"
     build(rows(), title=HOSTILE, runs=[metrics("honest", epochs=4)]).write_html(audited_page)
-    return {"demo": Path(shown), "audited": audited_page}
+    return {"demo": Path(shown), "audited": audited_page, "trial": TRIAL}
 
 
-@pytest.mark.parametrize("page", ["demo", "audited"])
+@pytest.mark.parametrize("page", ["demo", "audited", "trial"])
 def test_a_report_is_quiet_and_whole(browser, pages, page):
     grounds = set()
     for width in (1280, 390):
@@ -77,7 +78,7 @@ def test_a_report_is_quiet_and_whole(browser, pages, page):
     assert len(grounds) == 2  # light and dark differ
 
 
-@pytest.mark.parametrize("page", ["demo", "audited"])
+@pytest.mark.parametrize("page", ["demo", "audited", "trial"])
 def test_figures_and_samples_are_seen(browser, pages, page):
     browser.open(pages[page])
     assert browser.value("document.querySelectorAll('svg').length") > 10

@@ -105,7 +105,7 @@ def test_two_points_below_is_not_within_a_point():
 
 def test_the_best_may_be_the_smallest():
     assert (
-        "and is the smallest"
+        "and none is smaller"
         in verdict_of(evaluation("big", 0.4), evaluation("small", 0.5, share=0.1)).sentence
     )
 

@@ -135,7 +135,7 @@ def _among(rows: Sequence[Row], scores: dict[int, Score], best: int, pick: int) 
         lead = f"{name} is the smallest of {field} within 1 point of the best robust accuracy"
         return f"{lead}: {reached} against {rival}, with {size}"
     smallest = all(rows[i].size >= rows[pick].size for i in scores)
-    tail = "and is the smallest" if smallest else "and no smaller one comes within 1 point of it"
+    tail = "and none is smaller" if smallest else "and no smaller one comes within 1 point of it"
     return f"{name} has the best robust accuracy of {field}, {reached}, {tail}: {size}"
 
 
