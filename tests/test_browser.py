@@ -50,7 +50,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Reports: the demo's, whose nets are not trained here, of audited nets with hostile names, and of CondLR's trial."""
+    """Reports: the demo's, with nets not trained here, of audited nets with hostile names, and of CondLR's trial."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             demo, "train", lambda run, out, **_: train(dataclasses.replace(run, epochs=0, start=None), out)
