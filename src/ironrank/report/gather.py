@@ -6,6 +6,7 @@ alone. What is missing because it cannot be made is a key ``missing`` with the r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -146,10 +147,12 @@ def setting(folder: Path, stages: int = STAGES) -> dict[str, Any]:
     Raises:
         IronrankError: If run.json holds no run.
     """
-    try:
-        raw = _bare(encode(decode_run(read_small(folder / RUN))))
-    except IronrankError as error:
-        raise IronrankError(f"{folder / RUN} holds no run: restore it or train again ({error})") from None
+    raw = read_small(folder / RUN)
+    with contextlib.suppress(IronrankError):  # else as it is: another version's, say
+        raw = encode(decode_run(raw))
+    raw = _bare(raw)
+    if not isinstance(raw, dict):
+        raise IronrankError(f"{folder / RUN} holds no run: restore it or train again")
     start = raw.get("start")
     if isinstance(start, str) and stages and (Path(start) / RUN).is_file():
         raw["start"] = setting(Path(start), stages - 1)
