@@ -7,6 +7,7 @@ the margin, which does not saturate where the logits do not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,9 @@ EXISTS, NOT_ZERO, SLOPE, UPHILL, RISES = (
 )  # fmt: skip
 
 
+Change = Callable[[Tensor, float], Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """Points, a smooth loss there, and its gradient.
@@ -55,6 +59,10 @@ class Place:
     x: Tensor
     loss: Loss
     gradient: Tensor
+
+    def change(self, way: Tensor, step: float) -> Tensor:
+        """Return by how much the loss (b,) differs between a step along a way (b, ...) and one against it."""
+        return self.loss(self.x + step * way) - self.loss(self.x - step * way)
 
 
 def slopes(subject: Subject, samples: Samples) -> list[Check]:
@@ -149,21 +157,34 @@ def _slope(subject: Subject, places: list[Place]) -> Check:
     for number, place in enumerate(places):
         noise = torch.randn(place.x.shape, generator=subject.generator("slopes", number)).to(place.x)
         for direction in (place.gradient, noise):
-            way = steepest(direction, subject.norm)
-            held = torch.stack([_errors(place, way, step) <= MISS for step in steps]).any(0)
+            held = slope_holds(place.change, place.gradient, steepest(direction, subject.norm), steps, TINY)
             worst = max(worst, (~held).double().mean().item())
     text = f"over steps of {steps[0]:.2g} and less the loss of {100 * worst:.1f} % of the images changes by other than "
     return Check(SLOPE, worst, MISSING, text + "its gradient")
 
 
 @torch.no_grad()
-def _errors(place: Place, way: Tensor, step: float) -> Tensor:
-    """Return the errors (b,) of the slopes that differences give, over the usual size of slopes in such directions."""
-    found = (place.loss(place.x + step * way) - place.loss(place.x - step * way)).double() / (2 * step)
-    g, d = place.gradient.double().flatten(1), way.double().flatten(1)
+def slope_holds(
+    change: Change, gradient: Tensor, way: Tensor, steps: tuple[float, ...], smallest: float = 0.0
+) -> Tensor:
+    """Return where a gradient says what small steps along a way bring, over one of the steps at least.
+
+    Args:
+        change: Maps a way (b, ...) and a length to the difference (b,) between that far along it and against it.
+        gradient: (b, ...).
+        way: Directions (b, ...).
+        steps: Lengths.
+        smallest: The usual size of a slope counts as at least this; with 0 no gradient of zero holds.
+
+    Returns:
+        bool (b,).
+    """
+    g, d = gradient.double().flatten(1), way.double().flatten(1)
     promised = (g * d).sum(1)
     typical = g.norm(dim=1) * d.norm(dim=1) / g.shape[1] ** 0.5  # of a direction at random
-    return (found - promised).abs() / torch.maximum(promised.abs(), typical).clamp_min(TINY)
+    size = torch.maximum(promised.abs(), typical).clamp_min(smallest)
+    errors = [(change(way, step).double() / (2 * step) - promised).abs() / size for step in steps]
+    return (torch.stack(errors) <= MISS).any(0)
 
 
 def _uphill(subject: Subject, places: list[Place]) -> Check:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ironrank.attacks.threat import steepest
 from ironrank.judge.aside import aside
-from ironrank.judge.slopes import MISS
+from ironrank.judge.slopes import slope_holds
 
 CALLS, ROWS = 2, 8  # calls of an attack that are taken down, the images of each
 ALIKE = 1e-3  # difference of a logit that rounding explains, over the logits' spread
@@ -139,18 +139,11 @@ class Witness(nn.Module):
         x = aside(call.x, ASIDE * steps[0], steps[0], self.generator)
         noise = torch.randn(x.shape, generator=self.generator).to(x)
         gradient = self._back(x, call)
-        held = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        for way in (gradient, noise):
-            errors = [self._errors(x, call, gradient, steepest(way, norm), step) for step in steps]
-            held &= (torch.stack(errors) <= MISS).any(0)
-        return ~held
 
-    @torch.no_grad()
-    def _errors(self, x: Tensor, call: Call, gradient: Tensor, way: Tensor, step: float) -> Tensor:
-        """Return the errors (k,) of the slopes, over their usual size; not a number where there is no gradient."""
-        assert call.above is not None
-        change = self.net(x + step * way).double() - self.net(x - step * way).double()
-        found = (call.above.double() * change).sum(1) / (2 * step)
-        g, d = gradient.double().flatten(1), way.double().flatten(1)
-        promised, typical = (g * d).sum(1), g.norm(dim=1) * d.norm(dim=1) / g.shape[1] ** 0.5
-        return (found - promised).abs() / torch.maximum(promised.abs(), typical)
+        def change(way: Tensor, step: float) -> Tensor:
+            assert call.above is not None
+            answers = self.net(x + step * way).double() - self.net(x - step * way).double()
+            return (call.above.double() * answers).sum(1)
+
+        ways = (steepest(way, norm) for way in (gradient, noise))
+        return ~torch.stack([slope_holds(change, gradient, way, steps) for way in ways]).all(0)
