@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grid import markdown_table, write_table
 from ironrank.data import CIFAR10, MNIST, Dataset, Images
-from ironrank.files import read_json, read_tensors, write_json, write_text
+from ironrank.files import read_json, read_tensors, write_json
 from ironrank.judge.audit import audit
 from ironrank.judge.ensemble import LEVELS
 from ironrank.judge.samples import blocks_of
@@ -192,15 +193,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "images that differ",
     ]
     columns += ["our attacks alone", "all together", "only AutoAttack breaks", "only ours break", "proven"]
-    lines = ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    found = []
     for row in rows:
         shares = [f"{100 * row[key]:.1f} %" for key in ("autoattack", "package")]
         proven = "yes" if all(not text.startswith("not proven") for text in row["verdicts"]) else "no"
-        cells = [row["net"], row["eps"], row["n"], f"{100 * row['clean']:.1f} %", *shares, row["differ"],
+        found.append([row["net"], row["eps"], row["n"], f"{100 * row['clean']:.1f} %", *shares, row["differ"],
                  f"{100 * row['own']:.1f} %", f"{100 * row['both']:.1f} %", row["only_autoattack"], row["only_own"],
-                 proven]  # fmt: skip
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+                 proven])  # fmt: skip
+    return markdown_table(columns, found)
 
 
 def main() -> None:
@@ -218,8 +218,7 @@ def main() -> None:
         print(read_json(path), flush=True)
     paths = [options.out / f"{name}.json" for name in NETS]
     rows = [read_json(path) for path in paths if path.is_file()]
-    write_json(options.out / "table.json", {"rows": rows})
-    write_text(options.out / "table.md", markdown(rows))
+    write_table(options.out, {"rows": rows}, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from grid import spread
+from grid import markdown_table, spread, write_table
 from ironrank.data import MNIST
-from ironrank.files import read_json, read_tensors, write_json, write_text
+from ironrank.files import read_json, read_tensors
 from ironrank.judge.audit import audit
 from lenet5_mnist import ROWS, label
 
@@ -87,7 +87,7 @@ def markdown(rows: list[dict[str, Any]], eps: float) -> str:
 def worst_cases(rows: list[dict[str, Any]], eps: float) -> str:
     columns = ["net", "seeds", "proven", "clean", f"worst case at Linf {eps:g}", "less dense, same seeds"]
     columns += ["universal change", "largest certified L2 radius"]
-    lines = [_line(columns), "| --- |" + " ---: |" * (len(columns) - 1)]
+    found = []
     dense = next((row for row in rows if row["row"] == "dense"), None)
     for row in rows:
         seeds = row["quick"]
@@ -97,18 +97,17 @@ def worst_cases(rows: list[dict[str, Any]], eps: float) -> str:
         cells = [row["label"], len(seeds), len(robust), spread([seed["clean"] for seed in seeds])]
         cells += [spread(robust, digits=1), spread(gain, digits=1) if gain else "-"]
         universal = [seed["universal"] for seed in seeds if seed["universal"] is not None]
-        cells += [spread(universal, digits=1), f"{statistics.mean(radii):.3f}" if radii else "-"]
-        lines.append(_line(cells))
-    return "\n".join(lines) + "\n"
+        found.append([*cells, spread(universal, digits=1), f"{statistics.mean(radii):.3f}" if radii else "-"])
+    return markdown_table(columns, found)
 
 
 def curves(rows: list[dict[str, Any]]) -> str:
     """Return accuracies over eps, of the images of the probe that the net gets right."""
-    lines = [_line(["net", *(f"eps {eps:g}" for eps in RADII)]), "| --- |" + " ---: |" * len(RADII)]
+    found = []
     for row in rows:
         each = [[seed["curve"][f"{eps:.3g}"] for seed in row["quick"]] for eps in RADII]
-        lines.append(_line([row["label"], *(spread(found, digits=1) for found in each)]))
-    return "\n".join(lines) + "\n"
+        found.append([row["label"], *(spread(values, digits=1) for values in each)])
+    return markdown_table(["net", *(f"eps {eps:g}" for eps in RADII)], found)
 
 
 def longer(rows: list[dict[str, Any]], eps: float) -> str:
@@ -121,7 +120,7 @@ def longer(rows: list[dict[str, Any]], eps: float) -> str:
         "with all of ours",
         "quick, same images",
     ]
-    lines = [_line(columns), "| --- |" + " ---: |" * (len(columns) - 1)]
+    found = []
     for row in (row for row in rows if row["standard"]):
         seeds = row["standard"]
         robust = [seed["robust"] for seed in seeds if seed["robust"] is not None]
@@ -132,12 +131,8 @@ def longer(rows: list[dict[str, Any]], eps: float) -> str:
             len(robust),
             spread([seed["autoattack"] for seed in seeds], digits=1),
         ]
-        lines.append(_line([*cells, spread(robust, digits=1), spread(quick, digits=1)]))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: list[Any]) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+        found.append([*cells, spread(robust, digits=1), spread(quick, digits=1)])
+    return markdown_table(columns, found)
 
 
 def main() -> None:
@@ -152,9 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [row_of(name, options) for name in options.rows.split(",")]
     rows = [row for row in rows if row["quick"]]
-    write_json(options.out / "table.json", {"eps": options.eps, "rows": rows})
-    write_text(options.out / "table.md", markdown(rows, options.eps))
-    print(options.out / "table.md")
+    write_table(options.out, {"eps": options.eps, "rows": rows}, markdown(rows, options.eps))
 
 
 if __name__ == "__main__":

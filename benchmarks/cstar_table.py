@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, mean, parser, run_all, spread
+from grid import Cell, markdown_table, mean, parser, run_all, spread, write_table
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.config import build_run, shorthand
 from ironrank.errors import IronrankError
-from ironrank.files import read_json, write_json, write_text
+from ironrank.files import read_json
 from ironrank.judge import accuracy, withstood
 from ironrank.judge.evaluate import for_inference
 from ironrank.training import Run
@@ -102,19 +102,14 @@ def markdown(result: dict[str, Any]) -> str:
     runs = [run for row in result["rows"] for run in row["runs"]]
     if not runs:
         return "Nothing is judged yet.\n"
-    lines = [
-        f"Mean ± standard deviation over seeds; clean accuracy in % on the whole test set, {runs[0]['attack']}, "
-        f"in % on the first {runs[0]['n']} test images.",
-        "",
-        "| asked | net | seeds | parameters | smaller | clean | robust | dense - this, robust |",
-        "| ---: | --- |" + " ---: |" * 6,
-    ]
+    intro = f"Mean ± standard deviation over seeds; clean accuracy in % on the whole test set, {runs[0]['attack']}, "
+    intro += f"in % on the first {runs[0]['n']} test images."
+    columns = ["asked", "net", "seeds", "parameters", "smaller", "clean", "robust", "dense - this, robust"]
     dense = next((row for row in result["rows"] if row["mode"] == "dense"), None)
-    lines += [_line(row, dense) for row in result["rows"]]
-    return "\n".join(lines) + "\n"
+    return f"{intro}\n\n" + markdown_table(columns, (_cells(row, dense) for row in result["rows"]))
 
 
-def _line(row: dict[str, Any], dense: dict[str, Any] | None) -> str:
+def _cells(row: dict[str, Any], dense: dict[str, Any] | None) -> list[str]:
     runs, params = row["runs"], row["runs"][0]["params"]
     robust, smaller, gap = [run["robust"]["worst"] for run in runs], "-", "-"
     if dense:
@@ -122,7 +117,7 @@ def _line(row: dict[str, Any], dense: dict[str, Any] | None) -> str:
         gap = f"{100 * (statistics.mean(r['robust']['worst'] for r in dense['runs']) - statistics.mean(robust)):+.1f}"
     asked = "-" if row["ratio"] is None else f"{row['ratio']:g}x"
     cells = [asked, LABELS[row["mode"]], str(len(runs)), f"{params:,}", smaller]
-    return "| " + " | ".join([*cells, spread([run["clean"] for run in runs]), spread(robust), gap]) + " |"
+    return [*cells, spread([run["clean"] for run in runs]), spread(robust), gap]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -158,11 +153,9 @@ def main() -> None:
     run_all(options, cells(options), functools.partial(judge, steps=options.steps))
     if not options.worker:
         result = table(options)
-        write_json(options.out / "table.json", result)
-        write_text(options.out / "table.md", markdown(result))
+        write_table(options.out, result, markdown(result))
         if result["rows"]:
             draw(result, options.out / "size.svg")
-        print(options.out / "table.md")
 
 
 def arguments() -> argparse.Namespace:

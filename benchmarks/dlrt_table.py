@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grid import Cell, parser, run_all, spread
+from grid import Cell, markdown_table, parser, run_all, spread, write_table
 from ironrank.artifact import load_model
-from ironrank.files import read_json, write_json, write_text
+from ironrank.files import read_json
 from ironrank.judge import accuracy
 from ironrank.judge.evaluate import for_inference
 from ironrank.recipes.dlrt import MODES, THETAS, lenet5_mnist
@@ -121,9 +121,7 @@ def markdown(result: dict[str, Any]) -> str:
     intro += 'the input bases out; "deployed" is what these ranks take.'
     columns = ["net", "theta", "seeds", "accuracy", "ranks", "weights", "parameters"]
     columns += ["published accuracy", "ranks", "weights deployed", "counted"]
-    lines = [intro, "", "| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in result["rows"]]
-    return "\n".join(lines) + "\n"
+    return f"{intro}\n\n" + markdown_table(columns, map(_cells, result["rows"]))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -153,9 +151,7 @@ def main() -> None:
     run_all(options, cells(options), judge)
     if not options.worker:
         result = table(options)
-        write_json(options.out / "table.json", result)
-        write_text(options.out / "table.md", markdown(result))
-        print(options.out / "table.md")
+        write_table(options.out, result, markdown(result))
 
 
 def arguments() -> argparse.Namespace:

@@ -7,7 +7,7 @@ import functools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 
 from ironrank.comparison.grid import TRAINED, Cell, release, side_by_side, work
 from ironrank.errors import IronrankError
+from ironrank.files import write_json, write_text
 from ironrank.training import Run
 
-__all__ = ["Cell", "parser", "run_all", "mean", "spread"]
+__all__ = ["Cell", "parser", "run_all", "mean", "spread", "markdown_table", "write_table"]
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -62,3 +63,17 @@ def spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
         return "inf"
     text = f"{scale * statistics.mean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table; columns of numbers are aligned to the right, those named "net" to the left."""
+    rule = " | ".join("---" if column == "net" else "---:" for column in columns)
+    lines = [" | ".join(map(str, row)) for row in rows]
+    return "\n".join(f"| {line} |" for line in (" | ".join(columns), rule, *lines)) + "\n"
+
+
+def write_table(folder: Path, result: dict[str, Any], text: str) -> None:
+    """Write what was measured as ``table.json`` and ``table.md``, and say where."""
+    write_json(folder / "table.json", result)
+    write_text(folder / "table.md", text)
+    print(folder / "table.md")

@@ -16,10 +16,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import Cell, mean, parser, run_all, spread
+from grid import Cell, markdown_table, mean, parser, run_all, spread, write_table
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
-from ironrank.files import read_json, read_lines, write_json, write_text
+from ironrank.files import read_json, read_lines
 from ironrank.judge import accuracy, withstood
 from ironrank.judge.evaluate import describe_layer, for_inference
 from ironrank.recipes.condlr import lenet5_mnist
@@ -113,39 +113,32 @@ def markdown(result: dict) -> str:
     small, large = [str(e) for e in SMALL], [str(e) for e in LARGE]
     parts = [intro, attacked(result, "FGSM", "fgsm", small), attacked(result, "PGD-20", "pgd", small)]
     parts += [attacked(result, "PGD-20, on to chance", "pgd", large), conditioning(result)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def attacked(result: dict, title: str, kind: str, radii: list[str]) -> str:
     last = ["worst of 3 at 0.06"] if (kind, radii[-1]) == ("pgd", "0.06") else []
-    lines = head(title, ["net", "seeds", "clean", *(f"eps {e}" for e in radii), *last])
+    columns, rows = ["net", "seeds", "clean", *(f"eps {e}" for e in radii), *last], []
     for row in result["rows"]:
         runs = row["runs"]
         values = [row["label"], str(row["seeds"]), spread([r["clean"] for r in runs])]
         values += [spread([r[kind][e] for r in runs], digits=1) for e in radii]
-        values += [spread([r["worst"]["0.06"] for r in runs], digits=1) for _ in last]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
+        rows.append(values + [spread([r["worst"]["0.06"] for r in runs], digits=1) for _ in last])
+    return f"**{title}**\n\n" + markdown_table(columns, rows)
 
 
 def conditioning(result: dict) -> str:
     columns = ["net", "deployed parameters", "stored parameters", "largest cond at the end"]
     columns += ["largest cond logged", "worst orthonormality error logged"]
-    lines = head("Size and conditioning (largest over layers, logged steps and seeds)", columns)
+    title, rows = "Size and conditioning (largest over layers, logged steps and seeds)", []
     for row in result["rows"]:
         runs = row["runs"]
         cond = max(math.inf if r["cond"] is None else r["cond"] for r in runs)
         logged = [r["logged_cond"] for r in runs if r["logged_cond"] is not None]
         error = [r["logged_orthonormality"] for r in runs if r["logged_orthonormality"] is not None]
         values = [row["label"], f"{runs[0]['params']:,}", f"{runs[0]['stored']:,}", f"{cond:.6g}"]
-        values += [f"{max(logged):.7g}" if logged else "-", f"{max(error):.1e}" if error else "-"]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
-def head(title: str, columns: list[str]) -> list[str]:
-    rule = "| --- |" + " ---: |" * (len(columns) - 1)
-    return [f"**{title}**", "", "| " + " | ".join(columns) + " |", rule]
+        rows.append([*values, f"{max(logged):.7g}" if logged else "-", f"{max(error):.1e}" if error else "-"])
+    return f"**{title}**\n\n" + markdown_table(columns, rows)
 
 
 def main() -> None:
@@ -153,9 +146,7 @@ def main() -> None:
     run_all(options, cells(options), judge)
     if not options.worker:
         result = table(options)
-        write_json(options.out / "table.json", result)
-        write_text(options.out / "table.md", markdown(result))
-        print(options.out / "table.md")
+        write_table(options.out, result, markdown(result))
 
 
 def arguments() -> argparse.Namespace:
