@@ -14,10 +14,10 @@ its published code does.
     theta        tolerance      share of |S|_F that truncation may drop
     r_max        keep           largest rank, here as a share of the full rank
 
-One step, each gradient from a ``backward`` of its own, on the same batch:
+One step, which takes two gradients on the same batch, one for (1) and (2), one for (4):
 
     (1)  K = U S:    K <- K - lr dL/dK at W = K V^T
-    (2)  L = V S^T:  L <- L - lr dL/dL at W = U L^T, from the same weights as (1)
+    (2)  L = V S^T:  L <- L - lr dL/dL at W = U L^T, the same weights as in (1)
     (3)  U' = orth [K | U],  V' = orth [L | V],  cut to min(n, m, 2 r) columns;  S' = (U'^T U) S (V^T V')
     (4)  S' <- S' - lr dL/dS' at W = U' S' V'^T; biases and dense layers move here
     (5)  S' = P C Q^T (SVD);  U <- U' P_r',  S <- C_r',  V <- V' Q_r',  r' after theta and the limits
@@ -26,6 +26,9 @@ One step, each gradient from a ``backward`` of its own, on the same batch:
 coordinates along V and U: they are carried into the new bases, as those of S are; in the source the optimizer is SGD
 without momentum. It differs from `RobustDLRT` at beta = 0: there bases grow by gradients and do not step.
 
+One gradient does for (1) and (2), where the source takes two: of ``[U | 0] [V S^T | V]^T``, which is W too, the second
+half of the left factor's is that of K, and the first half of the right factor's is that of L.
+
 In (3) the new directions stand first. Where there is no room for all, as at full rank, they go in whole and the old
 ones as far as there is room: so a basis of full rank moves too; what then drops out of W is of second order in lr.
 
@@ -33,9 +36,9 @@ After ``steps`` steps, if that is set, there is (4) alone: the bases stand still
 is how a training of `RobustDLRT` ends; of DLRT's own code we know no such stretch.
 
 Deviations from the published code: (5) multiplies V' by Q, there by its transpose; (1) to (4) may have momentum; biases
-and running statistics of batch norm see one of the three gradients, and (1), (2) leave the statistics alone.
+and running statistics of batch norm see the second of the two gradients only.
 
-When not to use it: where three gradients a step are too dear; for a bound on the condition number.
+When not to use it: where two gradients a step are too dear; for a bound on the condition number.
 """
 
 from __future__ import annotations
@@ -118,13 +121,12 @@ class DLRT(Adaptive):
         if not self.adapts(t):
             return _core_step(layers, optimizer, backward)
         with kept_statistics(model):
-            loss, gK = _gradients(layers, backward, "K")
-            _, gL = _gradients(layers, backward, "L")
+            loss, found = _gradients(layers, backward)
         old = [_detached(layer) for layer in layers]
         model.zero_grad(set_to_none=True)
-        for layer, (U, S, V), K, L in zip(layers, old, gK, gL, strict=True):
+        for layer, (U, S, V), gradients in zip(layers, old, found, strict=True):
             layer.U.data, layer.V.data = U @ S, V @ S.mT
-            layer.U.grad, layer.V.grad = K, L
+            layer.U.grad, layer.V.grad = gradients
         optimizer.step()  # (1), (2)
         side_by_side(lambda pair: _span(*pair, optimizer), zip(layers, old, strict=True))  # (3)
         _core_step(layers, optimizer, backward)
@@ -145,17 +147,48 @@ def _detached(layer: Any) -> USV:
     return USV(*(factor.detach().clone() for factor in layer.factors()))
 
 
-def _gradients(layers: list[Any], backward: Backward, side: str) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss, and its gradients with respect to K or to L of every layer, which stays as it is."""
+def _gradients(
+    layers: list[Any], backward: Backward
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]]]:
+    """Return the loss, and its gradients with respect to K and L of every layer, which stays as it is."""
     old = [_detached(layer) for layer in layers]
-    for layer, (U, S, V) in zip(layers, old, strict=True):
-        identity = torch.eye(len(S), dtype=S.dtype, device=S.device)
-        layer.set_factors(USV(U @ S, identity, V) if side == "K" else USV(U, identity, V @ S.mT))
+    for layer, factors in zip(layers, old, strict=True):
+        layer.set_factors(_joint(factors))
     loss = backward()
-    found = [(layer.U if side == "K" else layer.V).grad for layer in layers]
+    found = [_parted(layer.U.grad, layer.V.grad, factors) for layer, factors in zip(layers, old, strict=True)]
     for layer, factors in zip(layers, old, strict=True):
         layer.set_factors(factors)
     return loss, found
+
+
+def _joint(factors: USV) -> USV:
+    """Return factors of the same matrix whose gradients hold those of K and of L, see `_parted`."""
+    U, S, V = factors
+    n, m, r = len(U), len(V), len(S)
+    L = V @ S.mT
+    if 2 * r <= min(n, m):
+        left, right = torch.cat((U, torch.zeros_like(U)), 1), torch.cat((L, V), 1)
+    elif n <= m:  # no room: one factor is the matrix, and the other the identity
+        left, right = _identity(U), L @ U.mT
+    else:
+        left, right = U @ L.mT, _identity(V)
+    return USV(left, _identity(right.mT), right)
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=like.dtype, device=like.device)
+
+
+def _parted(left: Tensor | None, right: Tensor | None, factors: USV) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of K (n, r) and L (m, r) from those of the joint factors."""
+    if left is None or right is None:  # the loss does not depend on the layer
+        return None, None
+    U, S, V = factors
+    n, m, r = len(U), len(V), len(S)
+    if 2 * r <= min(n, m):
+        return left[:, r:].contiguous(), right[:, :r].contiguous()
+    whole = right.mT if n <= m else left
+    return whole @ V, whole.mT @ U
 
 
 @torch.no_grad()

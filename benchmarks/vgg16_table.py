@@ -1,0 +1,197 @@
+"""VGG16 on CIFAR-10: the rows of CondLR's and RobustDLRT's tables, the published figures beside ours, white-box.
+
+    python benchmarks/vgg16_table.py --data DIR --out runs/vgg16-table [--rows c50_t0.1,c50_t0.5,dense] [--seeds 3]
+        [--epochs 120] [--device cuda] [--jobs 1] [--set precision=bfloat16 ...]
+
+trains what is not trained yet (a run that was stopped goes on), judges every net, and writes `table.json` and
+`table.md` into the folder. `--epochs` is for the rows of CondLR's recipe (120 published); those of RobustDLRT's train
+21 epochs unless `--adaptive-epochs` says otherwise. `--tiny` tries it out.
+
+Judged is the deployed form of the best epoch by robust validation accuracy, attacked through its own gradients: clean
+accuracy on the whole test set; FGSM in Linf and PGD in L2 on the first `--n` images. PGD makes 10 steps as the
+published code does; then 50 steps from 5 random starts on cross-entropy and on the margin, of which the worst case of
+each image counts, on beyond the published eps until chance: a net whose accuracy stays up there hides its gradients.
+The published figures say of no row how many nets it is, and RobustDLRT's tables quote CondLR's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grid import Cell, markdown_table, mean, parser, run_all, spread, write_table
+from ironrank.artifact import load_model
+from ironrank.attacks import FGSM, PGD
+from ironrank.config import build_run
+from ironrank.errors import IronrankError
+from ironrank.files import read_json
+from ironrank.judge import accuracy, withstood
+from ironrank.judge.evaluate import for_inference
+from ironrank.methods import SVDPrune
+from ironrank.ranks.cost import count_params
+from ironrank.recipes.stages import images_of
+from ironrank.surgery import deploy
+from ironrank.training import Run
+
+FGSM_EPS = (0.002, 0.004, 0.006)
+L2_EPS = (0.1, 0.13, 0.16, 0.2, 0.23, 0.26, 0.3)
+BEYOND = (0.5, 1.0, 2.0)
+SOURCE = "arXiv 2505.08022, tables 4 and 7, which quote CondLR's tables 1 and 5"
+
+# Accuracy in percent: without attack and at FGSM_EPS; without attack and at L2_EPS.
+PUBLISHED: dict[str, tuple[list[float], list[float]]] = {
+    "dense": ([89.83, 78.61, 64.66, 53.71], [90.48, 63.01, 54.66, 47.87, 40.77, 36.75, 33.51, 29.93]),
+    "cayley": ([89.62, 74.46, 58.16, 45.29], [89.62, 67.68, 59.38, 51.09, 40.87, 34.46, 29.21, 23.62]),
+    "projected": ([89.70, 74.55, 58.32, 45.74], [89.70, 67.64, 59.25, 51.06, 40.86, 34.51, 29.19, 23.64]),
+    "c50_t0.1": ([], [90.93, 67.03, 62.08, 59.15, 56.92, 55.96, 55.28, 54.58]),
+    "c50_t0.5": ([89.97, 72.25, 60.19, 50.17], [89.97, 64.84, 60.25, 57.75, 56.03, 55.21, 54.75, 54.25]),
+    "c80_t0.1": ([], [90.48, 61.00, 50.84, 42.19, 33.70, 29.44, 26.55, 23.97]),
+    "c80_t0.5": ([89.33, 68.23, 48.54, 36.66], [89.33, 57.45, 46.35, 37.20, 28.30, 23.82, 20.65, 17.84]),
+    "uv50": ([89.97, 67.71, 48.86, 38.49], [89.97, 55.74, 45.11, 36.86, 29.62, 26.28, 24.02, 21.84]),
+    "uv80": ([88.10, 64.24, 42.66, 29.90], [88.10, 51.40, 39.70, 30.12, 20.97, 16.29, 13.15, 10.37]),
+    "svd-prune50": ([89.92, 67.30, 47.77, 36.98], [89.92, 54.87, 43.85, 35.23, 27.95, 24.38, 22.06, 19.94]),
+    "svd-prune80": ([87.99, 63.57, 42.06, 29.27], [87.99, 50.64, 39.06, 29.57, 20.16, 15.49, 12.22, 9.57]),
+    "dlrt": ([89.55, 74.71, 59.61, 47.56], [88.58, 59.34, 50.06, 41.50, 31.82, 25.67, 20.48, 15.04]),
+    "robust-dlrt": ([89.35, 78.72, 66.02, 54.15], [88.80, 62.58, 53.47, 44.95, 34.75, 28.33, 22.64, 16.59]),
+}
+LABELS = {"dense": "dense", "cayley": "Cayley SGD", "projected": "projected SGD", "dlrt": "DLRT",
+          "robust-dlrt": "RobustDLRT, beta 0.15"}  # fmt: skip
+
+
+def label(row: str) -> str:
+    if row in LABELS:
+        return LABELS[row]
+    if row.startswith("c"):
+        nominal, tau = row[1:].split("_t")
+        return f"CondLR {nominal}, tau {tau}"
+    return f"{'UV' if row.startswith('uv') else 'SVD prune'} {row[-2:]}"
+
+
+def run_of(row: str, seed: int, options: argparse.Namespace) -> Run:
+    """Return the run of a row; the recipes are those of the methods."""
+    epochs = options.adaptive_epochs if row in ("dlrt", "robust-dlrt") else options.epochs
+    given = [f"epochs={epochs}"] if epochs else []
+    given += ["tiny=true"] if options.tiny else []
+    given += [f"data.folder={options.data}", f"seed={seed}", f"device={options.device}", *options.set]
+    if row in ("dlrt", "robust-dlrt"):
+        return build_run("robust-dlrt/vgg16-cifar10", [f"mode={row}", "beta=0.15", *given])
+    if row in ("cayley", "projected"):
+        return build_run("orthogonal/vgg16-cifar10", [f"mode={row}", *given])
+    if row.startswith("c"):
+        nominal, tau = row[1:].split("_t")
+        return build_run("condlr/vgg16-cifar10", [f"nominal={nominal}", f"tau={tau}", *given])
+    mode = "dense" if row == "dense" else "uv"
+    nominal = [] if row == "dense" else [f"nominal={row[-2:]}"]
+    run = build_run("condlr/vgg16-cifar10", [f"mode={mode}", *nominal, *given])
+    return pruned(run) if row.startswith("svd-prune") else run
+
+
+def pruned(run: Run) -> Run:
+    """Return SVD training that ends at the deployed size of a two-factor net, cut at three quarters."""
+    size = count_params(deploy(run.method.prepare(run.model.build(run.data.spec))))
+    steps = int(0.75 * run.epochs * images_of(run) / run.batch_size)
+    method = SVDPrune(steps=steps).within(run.model.build(run.data.spec), size)
+    return dataclasses.replace(run, method=method)
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    for seed in range(options.seeds):
+        for row in options.rows.split(","):
+            yield f"{row}_s{seed}", run_of(row, seed, options)
+
+
+def judge(folder: Path, run: Run, n: int) -> dict[str, Any]:
+    net = for_inference(load_model(folder)).to(run.device)
+    images = run.data.load("test").to(run.device)
+    first = images.first(n)
+    by_step = {eps: mean(withstood(net, first, FGSM(eps=eps), 0)) for eps in FGSM_EPS}
+    short, long, standing = {}, {}, torch.ones(len(first), dtype=torch.bool)
+    for eps in (*L2_EPS, *BEYOND):
+        quick = PGD(norm="L2", eps=eps, steps=10, step_size=eps / 8)
+        short[eps] = mean(withstood(net, first, quick, 0))
+        for loss in ("ce", "margin"):
+            attack = PGD(norm="L2", eps=eps, steps=50, step_size=eps / 20, restarts=5, loss=loss)
+            standing &= withstood(net, first, attack, 0)
+        long[eps] = mean(standing)
+    params = sum(p.numel() for p in net.parameters())
+    return {"clean": accuracy(net, images), "clean_first": accuracy(net, first), "n": n, "params": params,
+            "fgsm": _named(by_step), "pgd10": _named(short), "worst": _named(long)}  # fmt: skip
+
+
+def _named(found: dict[float, float]) -> dict[str, float]:
+    return {f"{eps:g}": value for eps, value in found.items()}
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for row in options.rows.split(","):
+        paths = [options.out / f"{row}_s{seed}" / "judged.json" for seed in range(options.seeds)]
+        runs = [read_json(path) for path in paths if path.is_file()]
+        if runs:
+            rows.append({"row": row, "label": label(row), "runs": runs, "published": PUBLISHED[row]})
+    whole = {key: getattr(options, key) for key in ("epochs", "adaptive_epochs", "device", "set", "tiny")}
+    return whole | {"source": SOURCE, "rows": rows}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    intro = f"In %, mean ± standard deviation over seeds; attacks on the first {_n(result)} test images, white-box, "
+    intro += "deployed form, best epoch by robust validation accuracy. Rows in italics: as published "
+    intro += f"({result['source']})."
+    parts = [intro, "**FGSM, Linf**\n\n" + by_eps(result, "fgsm", FGSM_EPS, 0)]
+    parts += ["**PGD, L2, 10 steps**\n\n" + by_eps(result, "pgd10", L2_EPS, 1)]
+    title = "**L2, worst case over eps up to that, two losses and 5 starts of PGD-50; on to chance**\n\n"
+    parts += [title + by_eps(result, "worst", (*L2_EPS, *BEYOND), None)]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _n(result: dict[str, Any]) -> int:
+    return next((row["runs"][0]["n"] for row in result["rows"]), 0)
+
+
+def by_eps(result: dict[str, Any], kind: str, radii: tuple[float, ...], published: int | None) -> str:
+    """Return a table of accuracies over eps; the published ones, where there are any, in a line below ours."""
+    rows = []
+    for row in result["rows"]:
+        runs = row["runs"]
+        ours = [spread([run[kind][f"{eps:g}"] for run in runs], digits=1) for eps in radii]
+        clean = spread([run["clean"] for run in runs], digits=1)
+        rows.append([row["label"], len(runs), f"{runs[0]['params']:,}", clean, *ours])
+        theirs = [] if published is None else row["published"][published]
+        if theirs:
+            rows.append([f"*{row['label']}*", "", "", *(f"*{value:.1f}*" for value in theirs)])
+    return markdown_table(["net", "seeds", "parameters", "clean", *(f"{eps:g}" for eps in radii)], rows)
+
+
+def main() -> None:
+    options = arguments()
+    try:
+        run_all(options, list(cells(options)), judge)
+    except IronrankError as error:
+        raise SystemExit(str(error)) from None
+    if not options.worker:
+        result = table(options)
+        write_table(options.out, result, markdown(result))
+
+
+def arguments() -> argparse.Namespace:
+    made = parser(__doc__ or "", "runs/vgg16-table")
+    made.add_argument("--data", required=True, help="folder with the CIFAR-10 files")
+    made.add_argument("--rows", default=",".join(PUBLISHED), help=f"any of {', '.join(PUBLISHED)}")
+    made.add_argument("--epochs", type=int, help="of the rows of CondLR's recipe; by default the recipe's")
+    made.add_argument("--adaptive-epochs", type=int, help="of DLRT and RobustDLRT; by default the recipe's")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="overrides of the recipes")
+    made.add_argument("--tiny", action="store_true", help="a narrow net and small batches")
+    options = made.parse_args()
+    if unknown := set(options.rows.split(",")) - PUBLISHED.keys():
+        made.error(f"rows {', '.join(sorted(unknown))}: any of {', '.join(PUBLISHED)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
