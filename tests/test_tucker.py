@@ -30,6 +30,7 @@ from ironrank.linalg import (
     side_by_side,
     singular_values,
 )
+from ironrank.linalg.projection import gram
 
 whole, single = torch.float64, torch.float32
 dtypes = pytest.mark.parametrize("dtype", [whole, single], ids=["float64", "float32"])
@@ -225,7 +226,7 @@ def test_a_warm_start_is_never_worse_than_what_it_starts_from_and_near_convergen
     assert error(W, warm) <= error(W, converged) * (1 + 1e-4)
     moved_on = hooi(W, ranks, start=old, sweeps=1, power=True)
     assert error(W, moved_on) <= error(W, stale) and error(W, moved_on) <= error(W, hosvd(W, ranks))
-    assert error(W, moved_on) <= error(W, converged) * (1 + 1e-3)
+    assert error(W, moved_on) <= error(W, converged) * (1 + 1e-4)
     moved = Tucker2(2 * old.U, old.S, 3 * old.V)  # a trained form need not be orthonormal
     assert torch.allclose(hooi(W, ranks, start=moved, sweeps=1).dense(), warm.dense(), atol=1e-10)
     found = hooi(W, ranks, start=moved, sweeps=1, power=True).dense()
@@ -248,6 +249,12 @@ def test_block_power_steps_never_raise_the_error(shape, shares, seed):
     best_core = torch.einsum("ab...,ai,bj->ij...", W, start.U, start.V)
     assert sorted(errors, reverse=True) == pytest.approx(errors, rel=1e-9)
     assert errors[0] <= error(W, Tucker2(start.U, best_core, start.V)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("n", [40, 256, 301])
+def test_a_gram_matrix_is_whole_also_where_only_half_of_it_is_multiplied(n):
+    W = draw(n, 50)
+    assert torch.allclose(gram(W), W @ W.mT)
 
 
 def test_spectra_are_those_of_the_unfoldings():

@@ -86,23 +86,36 @@ def leading(W: Tensor, rank: int) -> Tensor:
 
 def _top(W: Tensor, rank: int) -> Tensor:
     """Return the leading eigenvectors of ``W W^T``."""
-    values, vectors = torch.linalg.eigh(_gram(W))
+    values, vectors = torch.linalg.eigh(_lower_gram(W))
     steep = rank < W.shape[-2] and bool((values[..., -rank] < _STEEP * values[..., -1]).any())
     if steep and W.dtype != torch.float64:
         return _top(W.double(), rank).to(W.dtype)
     return vectors[..., -rank:].flip(-1)
 
 
-def _gram(W: Tensor) -> Tensor:
+def gram(W: Tensor) -> Tensor:
+    """Return ``W W^T``; a large one costs little more than half of the product.
+
+    Args:
+        W: Matrices (..., n, m).
+
+    Returns:
+        Symmetric (..., n, n).
+    """
+    found = _lower_gram(W)
+    return found if W.shape[-2] < _BLOCKED else found.tril() + found.tril(-1).mT
+
+
+def _lower_gram(W: Tensor) -> Tensor:
     """Return ``W W^T``; of a large one only the blocks on and below the diagonal, which is all that eigh reads."""
     n = W.shape[-2]
     if n < _BLOCKED:
         return W @ W.mT
-    gram = W.new_zeros(*W.shape[:-2], n, n)
+    found = W.new_zeros(*W.shape[:-2], n, n)
     for first in range(0, n, n // 4):
         rows = slice(first, min(first + n // 4, n))
-        gram[..., rows, : rows.stop] = W[..., rows, :] @ W[..., : rows.stop, :].mT
-    return gram
+        found[..., rows, : rows.stop] = W[..., rows, :] @ W[..., : rows.stop, :].mT
+    return found
 
 
 def basis_of(Y: Tensor) -> Tensor:
