@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, markdown_table, mean, parser, run_all, spread, write_table
+from grid import Cell, fill_table, markdown_table, mean, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.config import build_run, shorthand
@@ -150,12 +150,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     options = arguments()
-    run_all(options, cells(options), functools.partial(judge, steps=options.steps))
-    if not options.worker:
-        result = table(options)
-        write_table(options.out, result, markdown(result))
-        if result["rows"]:
-            draw(result, options.out / "size.svg")
+    judged = functools.partial(judge, steps=options.steps)
+    result = fill_table(options, cells(options), judged, table, markdown)
+    if result and result["rows"]:
+        draw(result, options.out / "size.svg")
 
 
 def arguments() -> argparse.Namespace:

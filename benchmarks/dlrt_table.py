@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grid import Cell, markdown_table, parser, run_all, spread, write_table
+from grid import Cell, fill_table, markdown_table, parser, spread
 from ironrank.artifact import load_model
 from ironrank.files import read_json
 from ironrank.judge import accuracy
@@ -148,10 +148,7 @@ def _ranks(all_ranks: list[list[int]]) -> str:
 
 def main() -> None:
     options = arguments()
-    run_all(options, cells(options), judge)
-    if not options.worker:
-        result = table(options)
-        write_table(options.out, result, markdown(result))
+    fill_table(options, cells(options), judge, table, markdown)
 
 
 def arguments() -> argparse.Namespace:

@@ -18,7 +18,7 @@ from ironrank.errors import IronrankError
 from ironrank.files import write_json, write_text
 from ironrank.training import Run
 
-__all__ = ["Cell", "parser", "run_all", "mean", "spread", "markdown_table", "write_table"]
+__all__ = ["Cell", "parser", "run_all", "mean", "spread", "markdown_table", "fill_table", "write_table"]
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -70,6 +70,22 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
     rule = " | ".join("---" if column == "net" else "---:" for column in columns)
     lines = [" | ".join(map(str, row)) for row in rows]
     return "\n".join(f"| {line} |" for line in (" | ".join(columns), rule, *lines)) + "\n"
+
+
+def fill_table(
+    options: argparse.Namespace,
+    cells: Iterable[Cell],
+    judge: Callable[[Path, Run, int], dict[str, Any]],
+    table: Callable[[argparse.Namespace], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+) -> dict[str, Any] | None:
+    """Train and judge all cells, then write the table and return it; None in a worker, which does cells only."""
+    run_all(options, cells, judge)
+    if options.worker:
+        return None
+    result = table(options)
+    write_table(options.out, result, markdown(result))
+    return result
 
 
 def write_table(folder: Path, result: dict[str, Any], text: str) -> None:

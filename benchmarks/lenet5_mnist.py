@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import Cell, markdown_table, mean, parser, run_all, spread, write_table
+from grid import Cell, fill_table, markdown_table, mean, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.files import read_json, read_lines
@@ -143,10 +143,7 @@ def conditioning(result: dict) -> str:
 
 def main() -> None:
     options = arguments()
-    run_all(options, cells(options), judge)
-    if not options.worker:
-        result = table(options)
-        write_table(options.out, result, markdown(result))
+    fill_table(options, cells(options), judge, table, markdown)
 
 
 def arguments() -> argparse.Namespace:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from grid import Cell, markdown_table, mean, parser, run_all, spread, write_table
+from grid import Cell, fill_table, markdown_table, mean, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.config import build_run
@@ -170,12 +170,9 @@ def by_eps(result: dict[str, Any], kind: str, radii: tuple[float, ...], publishe
 def main() -> None:
     options = arguments()
     try:
-        run_all(options, list(cells(options)), judge)
+        fill_table(options, list(cells(options)), judge, table, markdown)
     except IronrankError as error:
         raise SystemExit(str(error)) from None
-    if not options.worker:
-        result = table(options)
-        write_table(options.out, result, markdown(result))
 
 
 def arguments() -> argparse.Namespace:
