@@ -12,7 +12,7 @@ from ironrank.judge.aside import AsidePGD, aside
 from ironrank.judge.samples import Samples
 from ironrank.judge.slopes import SLOPE, slopes
 from ironrank.judge.subject import subject_of
-from ironrank.judge.targets import Target
+from ironrank.judge.target import Target
 
 
 def bent_net() -> nn.Module:

@@ -31,7 +31,7 @@ from ironrank.judge.samples import Data
 from ironrank.judge.sanity import sanity
 from ironrank.judge.slopes import saturated, slopes
 from ironrank.judge.tally import tally_of
-from ironrank.judge.targets import Target
+from ironrank.judge.target import Target
 from ironrank.judge.watch import watching
 from ironrank.judge.worker import shared_out
 

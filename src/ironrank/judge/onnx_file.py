@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
 from ironrank.judge.onnx_ops import OPERATORS, Node
-from ironrank.judge.targets import Target
+from ironrank.judge.target import Target
 
 
 class OnnxNet(nn.Module):

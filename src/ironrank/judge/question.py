@@ -19,7 +19,8 @@ from ironrank.judge.guests import check_autoattack
 from ironrank.judge.ledger import Ledger
 from ironrank.judge.samples import Data, Samples, blocks_of, samples_of
 from ironrank.judge.subject import Subject, subject_of
-from ironrank.judge.targets import Target, open_target
+from ironrank.judge.target import Target
+from ironrank.judge.targets import open_target
 from ironrank.settings import decode, encode
 
 SCHEMA = 1

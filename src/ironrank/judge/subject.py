@@ -20,7 +20,7 @@ from ironrank.data import mix
 from ironrank.errors import IronrankError
 from ironrank.judge.guests import StandardAutoAttack
 from ironrank.judge.samples import Samples, batches_of
-from ironrank.judge.targets import Target
+from ironrank.judge.target import Target
 from ironrank.judge.whole import BYTES, Bytes, whole
 
 BATCH = 250  # images at a time

@@ -11,67 +11,24 @@ function, which must agree with it, and sources: other nets whose adversarial im
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import nn
 
 from ironrank.artifact import WHICH, load_model
 from ironrank.errors import IronrankError
 from ironrank.files import read_json
 from ironrank.judge.evaluate import for_inference
+from ironrank.judge.onnx_file import of_onnx
+from ironrank.judge.target import Target
 from ironrank.surgery import deploy, factored_layers
 from ironrank.training.run import Run, decode_run
 
 _CHAIN = 8  # earlier stages that are looked through for a dense net
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """A net to be audited.
-
-    Attributes:
-        name: What people call it.
-        text: What it is, such as the path that was given.
-        model: The judged form: pixels (b, c, h, w) in [0, 1] to logits (b, classes).
-        forms: Other forms of the same function, by name.
-        sources: Nets that attacks are transferred from, by name.
-        run: The run it comes from, if any.
-        blind: Why its gradients cannot be had; empty where they can.
-    """
-
-    name: str
-    text: str
-    model: nn.Module
-    forms: Mapping[str, nn.Module] = field(default_factory=dict)
-    sources: Mapping[str, nn.Module] = field(default_factory=dict)
-    run: Run | None = None
-    blind: str = ""
-
-    def to(self, device: torch.device | str) -> Target:
-        """Move all nets to a device."""
-        for net in (self.model, *self.forms.values(), *self.sources.values()):
-            net.to(device)
-        return self
-
-    def fingerprint(self) -> str:
-        """Return a hash of structure and weights of the judged form and the sources: 16 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for name, net in (("", self.model), *sorted(self.sources.items())):
-            digest.update(f"{name}\n{net}".encode())
-            for key, tensor in net.state_dict().items():
-                digest.update(key.encode())
-                if isinstance(tensor, torch.Tensor):
-                    digest.update(
-                        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                    )
-        return digest.hexdigest()[:16]
 
 
 def open_target(what: Target | nn.Module | Path | str, twin: nn.Module | Path | str | None = None) -> Target:
@@ -104,8 +61,6 @@ def _open(what: nn.Module | Path | str) -> Target:
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
         return of_folder(path)
     if path.suffix == ".onnx":
-        from ironrank.judge.onnx_file import of_onnx
-
         return of_onnx(path)
     module, colon, function = str(what).partition(":")
     if not colon or not module or not function:
