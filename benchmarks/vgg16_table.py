@@ -37,6 +37,7 @@ from ironrank.ranks.cost import count_params
 from ironrank.recipes.stages import images_of
 from ironrank.surgery import deploy
 from ironrank.training import Run
+from lenet5_mnist import label
 
 FGSM_EPS = (0.002, 0.004, 0.006)
 L2_EPS = (0.1, 0.13, 0.16, 0.2, 0.23, 0.26, 0.3)
@@ -60,16 +61,8 @@ PUBLISHED: dict[str, tuple[list[float], list[float]]] = {
     "robust-dlrt": ([89.35, 78.72, 66.02, 54.15], [88.80, 62.58, 53.47, 44.95, 34.75, 28.33, 22.64, 16.59]),
 }
 LABELS = {"dense": "dense", "cayley": "Cayley SGD", "projected": "projected SGD", "dlrt": "DLRT",
-          "robust-dlrt": "RobustDLRT, beta 0.15"}  # fmt: skip
-
-
-def label(row: str) -> str:
-    if row in LABELS:
-        return LABELS[row]
-    if row.startswith("c"):
-        nominal, tau = row[1:].split("_t")
-        return f"CondLR {nominal}, tau {tau}"
-    return f"{'UV' if row.startswith('uv') else 'SVD prune'} {row[-2:]}"
+          "robust-dlrt": "RobustDLRT, beta 0.15", "svd-prune50": "SVD prune 50",
+          "svd-prune80": "SVD prune 80"}  # fmt: skip
 
 
 def run_of(row: str, seed: int, options: argparse.Namespace) -> Run:
@@ -133,7 +126,14 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
         paths = [options.out / f"{row}_s{seed}" / "judged.json" for seed in range(options.seeds)]
         runs = [read_json(path) for path in paths if path.is_file()]
         if runs:
-            rows.append({"row": row, "label": label(row), "runs": runs, "published": PUBLISHED[row]})
+            rows.append(
+                {
+                    "row": row,
+                    "label": LABELS.get(row) or label(row),
+                    "runs": runs,
+                    "published": PUBLISHED[row],
+                }
+            )
     whole = {key: getattr(options, key) for key in ("epochs", "adaptive_epochs", "device", "set", "tiny")}
     return whole | {"source": SOURCE, "rows": rows}
 

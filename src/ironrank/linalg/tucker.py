@@ -198,9 +198,8 @@ def _towards(M: Tensor, rank: int, basis: Tensor | None) -> Tensor:
     if basis is None:
         return leading(M, rank)
     rows, columns = M.shape
-    A = (
-        gram(M) if rows <= columns else None
-    )  # most of the price of a step with M; one with A costs next to nothing
+    # a Gram matrix costs about as much as one step without it, and a step with it next to nothing
+    A = gram(M) if rows <= columns else None
     for _ in range(_POWER):
         basis = retract_qr(M @ (M.mT @ basis) if A is None else A @ basis)
     return basis

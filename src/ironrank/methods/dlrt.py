@@ -120,9 +120,9 @@ class DLRT(Adaptive):
         layers = list(adaptive_layers(model).values())
         if not self.adapts(t):
             return _core_step(layers, optimizer, backward)
-        with kept_statistics(model):
-            loss, found = _gradients(layers, backward)
         old = [_detached(layer) for layer in layers]
+        with kept_statistics(model):
+            loss, found = _gradients(layers, old, backward)
         model.zero_grad(set_to_none=True)
         for layer, (U, S, V), gradients in zip(layers, old, found, strict=True):
             layer.U.data, layer.V.data = U @ S, V @ S.mT
@@ -148,10 +148,9 @@ def _detached(layer: Any) -> USV:
 
 
 def _gradients(
-    layers: list[Any], backward: Backward
+    layers: list[Any], old: list[USV], backward: Backward
 ) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]]]:
-    """Return the loss, and its gradients with respect to K and L of every layer, which stays as it is."""
-    old = [_detached(layer) for layer in layers]
+    """Return the loss, and its gradients with respect to K and L of every layer, which keeps its old factors."""
     for layer, factors in zip(layers, old, strict=True):
         layer.set_factors(_joint(factors))
     loss = backward()
