@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ import ironrank
 from cases import METHOD_CASES, Fit, holds_band, small_batch, small_net, tiny_run
 from ironrank.artifact import load_model
 from ironrank.linalg import USV, truncated_svd
-from ironrank.methods import METHODS, SVD, UV, CondLR, Method
+from ironrank.methods import CSTAR, METHODS, SVD, UV, ADMMFilters, CondLR, Method, Scores, SVDPrune
 from ironrank.methods.lowrank import ENDS, LowRank
 from ironrank.optim import SGD, AdamW, Optimizer
 from ironrank.settings import setting
@@ -105,6 +105,20 @@ def test_condlr_keeps_its_bounds_in_every_form(optimizer, tau, centre, correctio
         last = fit.step()
     holds_band(fit.model, method)
     assert last < first
+
+
+@each
+def test_a_pace_that_somebody_has_set_stays(name):
+    method = METHODS[name]()
+    given = replace(method, **{key: 7 for key in ("steps", "every") if hasattr(method, key)})
+    assert given.paced(60) == given.paced(6000) == given
+
+
+@pytest.mark.parametrize("kind, key, pace", [(CSTAR, "every", 10), (ADMMFilters, "every", 10),
+                                             (Scores, "steps", 300), (SVDPrune, "steps", 450)])  # fmt: skip
+def test_a_pace_that_nobody_has_set_is_a_share_of_the_training(kind, key, pace):
+    assert kind().paced(600) == kind(**{key: pace})
+    assert getattr(kind().paced(1), key) >= (key == "every")
 
 
 @each

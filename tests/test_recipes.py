@@ -310,7 +310,20 @@ def test_the_tiny_form_prunes_within_the_ratio(name, mode, mnist, cifar, tmp_pat
 
 
 def test_pruning_refuses_what_it_cannot_do():
-    for change in ({"mode": "magnitud"}, {"ratio": 1}, {"epochs": 3}):
+    for change in ({"mode": "magnitud"}, {"ratio": 1}, {"epochs": 1}):
         with pytest.raises(IronrankError, match=next(iter(change))):
             RECIPES["pruning/lenet5-mnist"](**change)
-    assert RECIPES["pruning/lenet5-mnist"](mode="scores").method.steps == 5 * int(0.95 * 60_000) // 128
+
+
+def test_what_pruning_counts_in_steps_is_a_share_of_its_stage():
+    steps = 0.95 * 60_000 / 128  # of an epoch; 20 of them
+    runs = {mode: chain(RECIPES["pruning/lenet5-mnist"](mode=mode)) for mode in pruning.MODES}
+    assert runs["scores"][-1].method.steps == int(10 * steps) // 2
+    assert runs["svd-prune"][0].method.steps == int(20 * steps) * 3 // 4
+    assert runs["admm-filters"][1].method.every == int(5 * steps) // 60
+
+
+@pytest.mark.parametrize("mode", pruning.MODES)
+def test_eps_grows_in_the_first_stage_of_pruning_only(mode):
+    first, *later = [run.objective.ramp for run in chain(RECIPES["pruning/lenet5-mnist"](mode=mode))]
+    assert first > 0 and not any(later)

@@ -258,6 +258,19 @@ def test_a_run_goes_on_where_device_and_data_folder_have_other_names(mnist, tmp_
     assert (folder / "model.safetensors").is_file()
 
 
+def test_a_run_goes_on_where_the_folder_it_starts_from_has_moved(mnist, tmp_path):
+    run = tiny_run(
+        mnist, method=SVD(keep=0.5), start=str(train(tiny_run(mnist, epochs=1), tmp_path / "dense"))
+    )
+    folder = train(run, tmp_path / "run", until=1)
+    (tmp_path / "there").mkdir()
+    moved = str((tmp_path / "dense").rename(tmp_path / "there" / "dense"))
+    train(dataclasses.replace(run, start=moved), folder, resume=True)
+    assert (folder / "model.safetensors").is_file()
+    other = dataclasses.replace(run, start=str(tmp_path / "other"))
+    refused(lambda: train(other, folder, resume=True), "(it differs in start)")
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: data[:50], lambda data: b""])
 def test_a_damaged_checkpoint_is_refused(damage, mnist, tmp_path):
     run = tiny_run(mnist)

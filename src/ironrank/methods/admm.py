@@ -8,16 +8,23 @@ A method says how it pulls (`ADMM.ahead`) and what its targets are (`ADMM.update
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar, Self
+
 import torch
 from torch import Tensor, nn
 
 from ironrank.methods.attached import AttachedADMM
 from ironrank.methods.base import Backward, Method, State
 
+UPDATES = 60  # of the targets, however long the training
+
 
 class ADMM(Method):
     """Base of the methods by ADMM; the settings named here are fields of the methods, in their own order."""
 
+    begins: ClassVar[str] = "trained"
+    ends: ClassVar[str] = "cut"
     rho_growth: float
     rho_max: float
     every: int
@@ -60,6 +67,12 @@ class ADMM(Method):
             state: From `init`.
         """
         raise NotImplementedError
+
+    def paced(self, steps: int) -> Self:
+        """Return these settings with `UPDATES` updates in so many steps; see `Method.paced`."""
+        if self.every != type(self).every:
+            return self
+        return replace(self, every=max(1, steps // UPDATES))  # type: ignore[call-arg]  # of the dataclasses
 
     def raised(self, rho: float) -> float:
         """Return rho after an update; one that starts above its largest value stays."""

@@ -67,7 +67,6 @@ class ADMMFilters(ADMM, FilterPruning):
     """
 
     name: ClassVar[str] = "admm-filters"
-    begins: ClassVar[str] = "trained"
     rho: float = setting(0.001, "weight of the pull at the start", gt=0, paper="0.001")
     rho_growth: float = setting(1.3, "factor on rho at every update", ge=1, paper="1.3")
     rho_max: float = setting(0.1, "largest rho", gt=0)

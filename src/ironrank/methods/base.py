@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,12 @@ class Method(Settings):
 
     Attributes:
         begins: What a comparison starts the method from: "random" weights, or a "trained" dense net.
+        ends: What the method leaves behind: a net that is "ready", or one whose final form `finish` has just "cut" out
+            of a dense one, which a comparison fine-tunes.
     """
 
     begins: ClassVar[str] = "random"
+    ends: ClassVar[str] = "ready"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Give layers the form that the method trains; at full rank the function stays the same.
@@ -146,6 +149,17 @@ class Method(Settings):
             IronrankError: If it cannot make the net that small.
         """
         return None
+
+    def paced(self, steps: int) -> Self:
+        """Return these settings for a training of so many steps.
+
+        Args:
+            steps: Steps that the method is given.
+
+        Returns:
+            The method; what it counts in steps, and nobody has set, is a share of them.
+        """
+        return self
 
     def watch(self, model: nn.Module, state: State) -> dict[str, float]:
         """Return what is worth logging: here the widest layer and the worst basis.

@@ -99,7 +99,6 @@ class CSTAR(ADMM):
     """
 
     name: ClassVar[str] = "cstar"
-    begins: ClassVar[str] = "trained"
     budget: str = setting("params=8x", "cost of the whole deployed net", paper="2x to 64x")
     form: str = setting("tucker2", "form of convolutions", paper="tucker2")
     rho: float = setting(0.001, "weight of the pull at the start", gt=0)

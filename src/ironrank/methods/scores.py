@@ -30,8 +30,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,10 @@ class Scores(FilterPruning):
     )
     rate: float = setting(0.1, "learning rate of the scores", gt=0, paper="0.1")
     momentum: float = setting(0.9, "momentum of the scores", ge=0, lt=1, paper="0.9")
+
+    def paced(self, steps: int) -> Self:
+        """Return these settings with half of so many steps for the scores; see `Method.paced`."""
+        return replace(self, steps=steps // 2) if self.steps == type(self).steps else self
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Leave the model whole; refuse one that has no filters to remove, or cannot be as small.

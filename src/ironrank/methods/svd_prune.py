@@ -207,6 +207,10 @@ class SVDPrune(Method):
         method.plan(model)  # refuses what is out of reach
         return method
 
+    def paced(self, steps: int) -> Self:
+        """Return these settings with three quarters of so many steps before values are dropped; see `Method.paced`."""
+        return replace(self, steps=steps * 3 // 4) if self.steps == type(self).steps else self
+
     @torch.no_grad()
     def prune(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Drop the smallest singular values of each layer, in place: equation (4).

@@ -23,6 +23,7 @@ from ironrank.optim import SGD, OneCycle
 from ironrank.recipes.stages import staged
 from ironrank.training import Run
 
+RAMP = 1 / 3  # of MNIST's training from random weights, in which eps grows
 PGD10 = PGD(eps=8 / 255, steps=10, step_size=2 / 255, keep="last")
 
 
@@ -63,7 +64,7 @@ def lenet5_mnist(
         seed=seed,
         validate=PGD(eps=0.3, steps=20, step_size=0.03),
     )
-    return staged(_tiny(run) if tiny else run, mode, ratio, tau, ramp=0 if tiny else 1 / 3)
+    return staged(_tiny(run) if tiny else run, mode, ratio, tau, ramp=0 if tiny else RAMP)
 
 
 def resnet20_cifar10(

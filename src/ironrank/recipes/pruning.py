@@ -11,20 +11,25 @@ one table with it.
     svd-prune      SVD training, the smallest singular values dropped at 3/4    all
 
 All but the first have at most 1 / ratio of the dense net's parameters, all as many epochs. Fine-tuning takes a tenth of
-the learning rate. Shares and settings are ours; HYDRA gives a sixth of the steps after the dense net to its scores.
+the learning rate, see `ironrank.recipes.stages.course`. Shares and settings are ours; HYDRA gives a sixth of the steps
+after the dense net to its scores.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from ironrank.errors import IronrankError, nearest
 from ironrank.methods import ADMMFilters, Magnitude, Method, Scores, SVDPrune
 from ironrank.recipes import cstar
-from ironrank.recipes.stages import TRAIN_IMAGES, UPDATES, fine_tuned, gentle
+from ironrank.recipes.stages import course
 from ironrank.training import Run
 
-MODES = ("dense", "magnitude", "admm-filters", "scores", "svd-prune")
+KINDS: dict[str, Callable[..., Method]] = {
+    kind.name: kind for kind in (Magnitude, ADMMFilters, Scores, SVDPrune)
+}
+MODES = ("dense", *KINDS)
 
 
 def lenet5_mnist(
@@ -43,7 +48,9 @@ def lenet5_mnist(
         The run.
     """
     run = cstar.lenet5_mnist("dense", epochs=_length(epochs, tiny), seed=seed, tiny=tiny)
-    return _staged(dataclasses.replace(run, recipe="pruning/lenet5-mnist"), mode, ratio, tiny)
+    return _staged(
+        dataclasses.replace(run, recipe="pruning/lenet5-mnist"), mode, ratio, tiny, ramp=cstar.RAMP
+    )
 
 
 def resnet18_cifar10(
@@ -58,7 +65,7 @@ def _length(epochs: int | None, tiny: bool) -> int | None:
     return 4 if tiny and epochs is None else epochs
 
 
-def _staged(run: Run, mode: str, ratio: float, tiny: bool) -> Run:
+def _staged(run: Run, mode: str, ratio: float, tiny: bool, ramp: float = 0.0) -> Run:
     """Give a dense run its stages; see the table at the top of this file."""
     if mode not in MODES:
         raise IronrankError(f"mode={mode!r}: {nearest(mode, list(MODES))}")
@@ -66,23 +73,8 @@ def _staged(run: Run, mode: str, ratio: float, tiny: bool) -> Run:
         raise IronrankError(f"ratio={ratio:g}: allowed is above 1 (how many times fewer parameters)")
     if mode == "dense":
         return run
-    if run.epochs < 4:
-        raise IronrankError(f"epochs={run.epochs}: mode '{mode}' has up to 3 stages: allowed is at least 4")
-    budget, later = f"params={ratio:g}x", run.epochs // 2
-    if mode == "svd-prune":
-        return dataclasses.replace(
-            run, method=SVDPrune(budget=budget, steps=_steps(run, 0.75 * run.epochs, tiny))
-        )
-    stage = dataclasses.replace(run, start=dataclasses.replace(run, epochs=run.epochs - later), epochs=later)
-    if mode == "admm-filters":
-        every = max(1, _steps(run, later - later // 2, tiny) // UPDATES)
-        return fine_tuned(dataclasses.replace(stage, method=ADMMFilters(budget=budget, every=every)))
-    scores = Scores(budget=budget, steps=_steps(run, later / 2, tiny))
-    method: Method = Magnitude(budget=budget) if mode == "magnitude" else scores
-    return dataclasses.replace(stage, method=method, optimizer=gentle(run))
-
-
-def _steps(run: Run, epochs: float, tiny: bool) -> int:
-    """Return the steps of so many epochs; of the tiny form, whose data may be small as well, two."""
-    images = (1 - run.data.validation) * TRAIN_IMAGES[run.data.name]
-    return 2 if tiny else int(epochs * images / run.batch_size)
+    method = KINDS[mode](budget=f"params={ratio:g}x")
+    if tiny and isinstance(method, (Scores, SVDPrune)):
+        method = dataclasses.replace(method, steps=2)  # the data may be small as well
+    plain = dataclasses.replace(run, objective=dataclasses.replace(run.objective, ramp=0))  # type: ignore[call-arg]
+    return course(plain, method, ramp=0.0 if tiny else ramp)

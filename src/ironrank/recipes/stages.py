@@ -30,7 +30,6 @@ from ironrank.training import Run
 
 MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
 GENTLER = 10  # fine-tuning divides the learning rate by this
-UPDATES = 60  # of CSTAR's targets, whatever the length of its stage
 TRAIN_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "fashion-small": 10_000, "cifar10": 50_000,
                 "cifar100": 50_000, "imagenet": 1_281_167}  # fmt: skip
 ABLATION = (
@@ -108,9 +107,9 @@ def course(run: Run, method: Method, condition: float | None = None, ramp: float
     """Put a method on a dense run, in as many epochs, all stages together.
 
     A method that begins with random weights has all of them. One that begins with a trained net gets half of them, at a
-    tenth of the learning rate, after a dense stage of the other half, which all such methods share. If it gives its
-    final form only at the end, in `Method.finish`, it has a quarter, at the full rate, and what it leaves is fine-tuned
-    for the last quarter.
+    tenth of the learning rate, after a dense stage of the other half, which all such methods share. One whose final
+    form is cut at the end has a quarter, at the full rate, and what it leaves is fine-tuned for the last quarter. What
+    a method counts in steps is a share of those it has, see `Method.paced`.
 
     Args:
         run: The dense run.
@@ -125,26 +124,22 @@ def course(run: Run, method: Method, condition: float | None = None, ramp: float
         IronrankError: If there are fewer epochs than stages.
     """
     if method.begins == "random":
-        return ramped(dataclasses.replace(run, method=method), ramp)
-    at_the_end = type(method).finish is not Method.finish
-    least = 3 if at_the_end else 2
+        return ramped(dataclasses.replace(run, method=method.paced(_steps(run, run.epochs))), ramp)
+    cut = method.ends == "cut"
+    least = 3 if cut else 2
     if run.epochs < least:
         raise IronrankError(
             f"epochs={run.epochs}: method '{method.label()}' has {least} stages: allowed is at least {least}"
         )
-    later = 2 * max(1, run.epochs // 4) if at_the_end else run.epochs // 2
+    later = 2 * max(1, run.epochs // 4) if cut else run.epochs // 2
     dense = ramped(dataclasses.replace(run, epochs=run.epochs - later), ramp)
-    after = dataclasses.replace(run, epochs=later, start=dense, method=method)
-    if not at_the_end:
-        return dataclasses.replace(after, optimizer=gentle(run))
-    if isinstance(method, CSTAR) and method.every == CSTAR.every:
-        after = dataclasses.replace(after, method=dataclasses.replace(method, every=_every(run, later // 2)))
-    return fine_tuned(after, condition)
+    paced = method.paced(_steps(run, later // 2 if cut else later))
+    after = dataclasses.replace(run, epochs=later, start=dense, method=paced)
+    return fine_tuned(after, condition) if cut else dataclasses.replace(after, optimizer=gentle(run))
 
 
-def _every(run: Run, epochs: int) -> int:
-    """Return the steps between two updates of CSTAR, for `UPDATES` of them in so many epochs."""
-    return max(1, int(epochs * images_of(run) / run.batch_size / UPDATES))
+def _steps(run: Run, epochs: int) -> int:
+    return int(epochs * images_of(run) / run.batch_size)
 
 
 @functools.cache  # a dozen plans are made for one answer

@@ -12,6 +12,8 @@ from ironrank.settings import encode
 from ironrank.training.run import Run, decode_run
 
 METRICS = "metrics.jsonl"
+PLACES = ("device", "folder", "download")  # settings that say where, not what
+RUN_FOLDERS = ("start", "teacher")  # settings that name another run's folder
 
 
 def check_folder(out: Path, run: Run, resume: bool) -> None:
@@ -40,10 +42,14 @@ def check_folder(out: Path, run: Run, resume: bool) -> None:
 
 
 def identity(value: Any) -> Any:
-    """Return an encoded run without the places that may differ on another machine: device and data folder."""
+    """Return an encoded run without what may differ on another machine: device, data folder, where other runs lie.
+
+    Of the run folder that it starts from, or of its teacher, the name is left.
+    """
     if not isinstance(value, dict):
         return value
-    return {key: identity(item) for key, item in value.items() if key not in ("device", "folder", "download")}
+    names = {key: Path(value[key]).name for key in RUN_FOLDERS if isinstance(value.get(key), str)}
+    return {key: identity(item) for key, item in (value | names).items() if key not in PLACES}
 
 
 def keep_lines(out: Path, count: int) -> None:
