@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, parser, run_all
+from grid import Cell, judged_runs, parser, run_all
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.data import FashionSmall
-from ironrank.files import read_json, write_json, write_text
+from ironrank.files import write_json, write_text
 from ironrank.judge import accuracy, evaluate
 from ironrank.methods import UV, CondLR, Dense, Method
 from ironrank.models import LeNet5
@@ -80,8 +80,7 @@ def markdown(options: argparse.Namespace) -> str:
              "| what is changed | seeds | clean % | PGD 0.01 % | PGD 0.03 % | PGD 0.06 % | largest cond |",
              "| --- |" + " ---: |" * 6]  # fmt: skip
     for index, name in enumerate(VARIANTS):
-        paths = [options.out / f"v{index:02d}_s{seed}" / "judged.json" for seed in range(options.seeds)]
-        runs = [read_json(path) for path in paths if path.is_file()]
+        runs = judged_runs(options, f"v{index:02d}")
         if runs:
             cols = [
                 [run["clean"] for run in runs],

@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, fill_table, markdown_table, mean, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.config import build_run, shorthand
 from ironrank.errors import IronrankError
-from ironrank.files import read_json
 from ironrank.judge import accuracy, withstood
 from ironrank.judge.evaluate import for_inference
 from ironrank.training import Run
@@ -91,10 +90,8 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     names = [("dense", None), *((mode, ratio) for ratio in options.ratios for mode in options.modes)]
     for mode, ratio in names:
         stem = mode if ratio is None else f"{mode}_{ratio:g}x"
-        paths = [options.out / f"{stem}_s{seed}" / "judged.json" for seed in range(options.seeds)]
-        judged = [read_json(path) for path in paths if path.is_file()]
-        if judged:
-            rows.append({"mode": mode, "ratio": ratio, "runs": judged})
+        if runs := judged_runs(options, stem):
+            rows.append({"mode": mode, "ratio": ratio, "runs": runs})
     return {"recipe": options.recipe, "epochs": options.epochs, "set": options.set, "rows": rows}
 
 

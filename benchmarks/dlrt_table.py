@@ -21,9 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grid import Cell, fill_table, markdown_table, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, parser, spread
 from ironrank.artifact import load_model
-from ironrank.files import read_json
 from ironrank.judge import accuracy
 from ironrank.judge.evaluate import for_inference
 from ironrank.recipes.dlrt import MODES, THETAS, lenet5_mnist
@@ -100,10 +99,7 @@ def judge(folder: Path, run: Run, n: int) -> dict[str, Any]:
 def table(options: argparse.Namespace) -> dict[str, Any]:
     found = []
     for method, theta in rows(options):
-        paths = [
-            options.out / f"{named(method, theta)}_s{seed}" / "judged.json" for seed in range(options.seeds)
-        ]
-        runs = [read_json(path) for path in paths if path.is_file()]
+        runs = judged_runs(options, named(method, theta))
         if runs:
             published = PUBLISHED.get(theta) if method in ("dense", "dlrt") else None
             beside = published and published._asdict() | {"deployed": published.deployed}

@@ -13,12 +13,22 @@ from typing import Any
 
 import torch
 
-from ironrank.comparison.grid import TRAINED, Cell, release, side_by_side, work
+from ironrank.comparison.grid import JUDGED, TRAINED, Cell, release, side_by_side, work
 from ironrank.errors import IronrankError
-from ironrank.files import write_json, write_text
+from ironrank.files import read_json, write_json, write_text
 from ironrank.training import Run
 
-__all__ = ["Cell", "parser", "run_all", "mean", "spread", "markdown_table", "fill_table", "write_table"]
+__all__ = [
+    "Cell",
+    "parser",
+    "run_all",
+    "judged_runs",
+    "mean",
+    "spread",
+    "markdown_table",
+    "fill_table",
+    "write_table",
+]
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -52,6 +62,12 @@ def run_all(
         side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
     except IronrankError as error:
         sys.exit(str(error))
+
+
+def judged_runs(options: argparse.Namespace, stem: str) -> list[dict[str, Any]]:
+    """Return what was kept of a row's cells, seed by seed, as far as they are done."""
+    paths = [options.out / f"{stem}_s{seed}" / JUDGED for seed in range(options.seeds)]
+    return [read_json(path) for path in paths if path.is_file()]
 
 
 def mean(hits: torch.Tensor) -> float:

@@ -16,10 +16,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import Cell, fill_table, markdown_table, mean, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
-from ironrank.files import read_json, read_lines
+from ironrank.files import read_lines
 from ironrank.judge import accuracy, withstood
 from ironrank.judge.evaluate import describe_layer, for_inference
 from ironrank.recipes.condlr import lenet5_mnist
@@ -92,10 +92,8 @@ def judge(folder: Path, run: Run, n: int) -> dict:
 def table(options: argparse.Namespace) -> dict:
     rows = []
     for row in ROWS:
-        found = [options.out / f"{row}_s{seed}" / "judged.json" for seed in range(options.seeds)]
-        judged = [read_json(path) for path in found if path.is_file()]
-        if judged:
-            rows.append({"row": row, "label": label(row), "seeds": len(judged), "runs": judged})
+        if runs := judged_runs(options, row):
+            rows.append({"row": row, "label": label(row), "seeds": len(runs), "runs": runs})
     return {"epochs": options.epochs, "n": options.n, "rows": rows}
 
 

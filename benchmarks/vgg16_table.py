@@ -24,12 +24,11 @@ from typing import Any
 
 import torch
 
-from grid import Cell, fill_table, markdown_table, mean, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.config import build_run
 from ironrank.errors import IronrankError
-from ironrank.files import read_json
 from ironrank.judge import accuracy, withstood
 from ironrank.judge.evaluate import for_inference
 from ironrank.methods import SVDPrune
@@ -123,8 +122,7 @@ def _named(found: dict[float, float]) -> dict[str, float]:
 def table(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for row in options.rows.split(","):
-        paths = [options.out / f"{row}_s{seed}" / "judged.json" for seed in range(options.seeds)]
-        runs = [read_json(path) for path in paths if path.is_file()]
+        runs = judged_runs(options, row)
         if runs:
             rows.append(
                 {
