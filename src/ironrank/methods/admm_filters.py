@@ -72,18 +72,6 @@ class ADMMFilters(ADMM, FilterPruning):
     rho_max: float = setting(0.1, "largest rho", gt=0)
     every: int = setting(100, "steps between two updates of Z and Y", ge=1, paper="20 epochs")
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Leave the model whole; refuse one that has no filters to remove, or cannot be as small.
-
-        Args:
-            model: The dense model.
-
-        Returns:
-            The same model, unchanged.
-        """
-        self.plan(model)
-        return model
-
     def init(self, model: nn.Module) -> State:
         """Find groups and numbers of filters: Y = 0, Z = P_k(W).
 

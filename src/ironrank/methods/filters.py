@@ -93,6 +93,18 @@ class FilterPruning(Method):
                 f"{self.label()}.budget={self.budget!r} needs {self.label()}.input_shape, such as (3, 32, 32)"
             )
 
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Leave the model whole; refuse one that has no filters to remove, or cannot be as small.
+
+        Args:
+            model: The dense model.
+
+        Returns:
+            The same model, unchanged.
+        """
+        self.plan(model)
+        return model
+
     def plan(self, model: nn.Module) -> FilterPlan:
         """Find the groups, and say how many filters of each stay within the budget.
 

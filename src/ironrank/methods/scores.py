@@ -71,18 +71,6 @@ class Scores(FilterPruning):
         """Return these settings with half of so many steps for the scores; see `Method.paced`."""
         return replace(self, steps=steps // 2) if self.steps == type(self).steps else self
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Leave the model whole; refuse one that has no filters to remove, or cannot be as small.
-
-        Args:
-            model: The trained dense model.
-
-        Returns:
-            The same model, unchanged.
-        """
-        self.plan(model)
-        return model
-
     def init(self, model: nn.Module) -> State:
         """Start the scores at the norms of the filters.
 
