@@ -4,8 +4,8 @@
 
 trains what is not trained yet (a run that was stopped goes on), judges every net, and writes `table.json` and
 `table.md` into the folder. Each job uses one thread. Judged is the last epoch, in the deployed form, by its accuracy on
-all 10,000 test images. `--methods dense,dlrt,robust-dlrt` and `--thetas 0.09,0.45` choose rows; `--tiny` tries it out.
-`--sizes 12490,10090` adds rows of at most so many weights in the deployed net, from a budget, at `--theta-of-sizes`.
+all 10,000 test images. `--methods dense,dlrt,robust-dlrt` and `--thetas 0.09,0.45` choose rows; `--tiny` tries it out,
+`--set optimizer.lr=0.1 schedule=cosine` changes the recipe.
 
 The published figures are those of `Lenet_experiment/cross_val_tab_paper.csv` in COMPiLELab/DLRT-Net at fda7874:
 accuracy is the mean over five runs, each at the epoch of least validation loss; ranks and weights are those of one of
@@ -16,7 +16,6 @@ them, the one with the best test accuracy. Its count of weights leaves the input
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,16 +23,16 @@ from typing import Any, NamedTuple
 
 from grid import Cell, fill_table, judged_runs, markdown_table, parser, spread
 from ironrank.artifact import load_model
+from ironrank.config import build_run, shorthand
 from ironrank.judge import accuracy
 from ironrank.judge.evaluate import for_inference
-from ironrank.recipes.dlrt import MODES, THETAS, lenet5_mnist
+from ironrank.recipes.dlrt import MODES, THETAS
 from ironrank.surgery import factored_layers
 from ironrank.training import Run
 
 SOURCE = "COMPiLELab/DLRT-Net at fda7874, Lenet_experiment/cross_val_tab_paper.csv"
 LOW_RANK = ((20, 25), (50, 500), (500, 800))  # n and m of the three layers
 LAST = 5000  # weights of the last layer, which is dense
-BIASES = 580
 
 
 class Published(NamedTuple):
@@ -66,44 +65,30 @@ PUBLISHED: dict[float | None, Published] = {
 }
 
 
-class Row(NamedTuple):
-    """Method, tolerance (the dense net has none) and the most weights of the deployed net (0: as theta leaves them)."""
-
-    method: str
-    theta: float | None = None
-    size: int = 0
-
-    @property
-    def name(self) -> str:
-        """The name of its folders."""
-        theta = "" if self.theta is None else f"_{self.theta:g}"
-        return f"{self.method}{theta}" + (f"_w{self.size}" if self.size else "")
-
-    def run(self, options: argparse.Namespace, seed: int) -> Run:
-        """Return what is trained with a seed."""
-        run = lenet5_mnist(self.method, self.theta or 0.15, options.beta, options.epochs, seed, options.tiny)
-        run = dataclasses.replace(run, data=dataclasses.replace(run.data, folder=options.data))
-        if not self.size:
-            return run
-        budget = f"params={self.size + BIASES}"
-        return dataclasses.replace(run, method=dataclasses.replace(run.method, budget=budget))
+def rows(options: argparse.Namespace) -> list[tuple[str, float | None]]:
+    """Method and tolerance of each row; the dense net has none."""
+    return [
+        (method, theta)
+        for method in options.methods.split(",")
+        for theta in ([None] if method == "dense" else [float(text) for text in options.thetas.split(",")])
+    ]
 
 
-def rows(options: argparse.Namespace) -> list[Row]:
-    found = []
-    for method in options.methods.split(","):
-        if method == "dense":
-            found.append(Row(method))
-            continue
-        found += [Row(method, float(text)) for text in options.thetas.split(",") if text]
-        found += [Row(method, options.theta_of_sizes, size) for size in options.sizes]
-    return found
+def named(method: str, theta: float | None) -> str:
+    return method if theta is None else f"{method}_{theta:g}"
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     for seed in range(options.seeds):
-        for row in rows(options):
-            yield f"{row.name}_s{seed}", row.run(options, seed)
+        for method, theta in rows(options):
+            given = [
+                f"mode={method}",
+                f"theta={theta or 0.15}",
+                f"beta={options.beta}",
+                f"tiny={options.tiny}",
+            ]
+            given += [f"epochs={options.epochs}", *options.set, *shorthand(options.data, seed)]
+            yield f"{named(method, theta)}_s{seed}", build_run("dlrt/lenet5-mnist", given)
 
 
 def judge(folder: Path, run: Run, n: int) -> dict[str, Any]:
@@ -119,22 +104,14 @@ def judge(folder: Path, run: Run, n: int) -> dict[str, Any]:
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
     found = []
-    for row in rows(options):
-        if runs := judged_runs(options, row.name):
-            published = _published(row)
+    for method, theta in rows(options):
+        runs = judged_runs(options, named(method, theta))
+        if runs:
+            published = PUBLISHED.get(theta) if method in ("dense", "dlrt") else None
             beside = published and published._asdict() | {"deployed": published.deployed}
-            found.append(row._asdict() | {"runs": runs, "published": beside})
-    whole = {"epochs": options.epochs, "beta": options.beta, "tiny": options.tiny}
+            found.append({"method": method, "theta": theta, "runs": runs, "published": beside})
+    whole = {"epochs": options.epochs, "beta": options.beta, "tiny": options.tiny, "set": options.set}
     return whole | {"source": SOURCE, "rows": found}
-
-
-def _published(row: Row) -> Published | None:
-    """Return the published row of the same theta, or of the same size where that was asked for."""
-    if row.method not in ("dense", "dlrt"):
-        return None
-    if row.size:
-        return next((one for one in PUBLISHED.values() if one.deployed == row.size), None)
-    return PUBLISHED.get(row.theta)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -144,15 +121,14 @@ def markdown(result: dict[str, Any]) -> str:
     )
     intro += f'{result["source"]}, five runs; ranks of the best one. "Counted" is the published count, which leaves '
     intro += 'the input bases out; "deployed" is what these ranks take.'
-    columns = ["net", "theta", "most weights", "seeds", "accuracy", "ranks", "weights", "parameters"]
+    columns = ["net", "theta", "seeds", "accuracy", "ranks", "weights", "parameters"]
     columns += ["published accuracy", "ranks", "weights deployed", "counted"]
     return f"{intro}\n\n" + markdown_table(columns, map(_cells, result["rows"]))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     runs, theta = row["runs"], row["theta"]
-    ours = [row["method"], "-" if theta is None else f"{theta:g}", f"{row['size']:,}" if row["size"] else "-"]
-    ours += [str(len(runs))]
+    ours = [row["method"], "-" if theta is None else f"{theta:g}", str(len(runs))]
     ours += [spread([run["accuracy"] for run in runs]), _ranks([run["ranks"] for run in runs])]
     ours += [f"{statistics.mean(run[key] for run in runs):,.0f}" for key in ("weights", "params")]
     theirs = row["published"]
@@ -183,10 +159,9 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--epochs", type=int, default=20)
     made.add_argument("--methods", default=",".join(MODES[:2]), help=f"any of {', '.join(MODES)}")
     made.add_argument("--thetas", default=",".join(f"{theta:g}" for theta in THETAS))
-    made.add_argument("--sizes", type=int, nargs="*", default=[], help="most weights of the deployed net")
-    made.add_argument("--theta-of-sizes", type=float, default=0.15)
     made.add_argument("--beta", type=float, default=0.05, help="of robust-dlrt")
     made.add_argument("--tiny", action="store_true", help="a narrow net and small batches")
+    made.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="overrides of the recipe")
     return made.parse_args()
 
 
