@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -186,6 +189,25 @@ def test_a_budget_holds_after_every_step_and_at_the_end(ratio):
         fit.step()
         assert limit - 75 < size(fit.model) <= limit, "within one direction"
         assert fit.method.watch(fit.model, {})["params"] == size(fit.model)
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2, 4])
+def test_a_budget_is_met_at_the_least_tolerance_that_does_the_same_for_all_layers(ratio):
+    free = DLRT(keep=1.0, tolerance=0.0, min_rank=1, last="low-rank")
+    net = free.prepare(small_net())
+    limit = size(small_net()) / ratio
+
+    def cut(method: DLRT, theta: float) -> nn.Module:
+        found = copy.deepcopy(net)
+        method.truncate(found, tolerance=theta)
+        return found
+
+    thetas = (number / 1000 for number in range(1001))
+    expected = next(found for theta in thetas if size(found := cut(free, theta)) <= limit)
+    found = cut(replace(free, budget=f"params={ratio}x"), 0.0)
+    assert [layer.rank for _, layer in factored_layers(found)] == [
+        layer.rank for _, layer in factored_layers(expected)
+    ]
 
 
 def test_within_meets_a_number_of_parameters():

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -36,11 +36,11 @@ from ironrank.layers import Rank
 from ironrank.linalg import side_by_side
 from ironrank.linalg.svd import checked_svd
 from ironrank.methods.base import State
-from ironrank.methods.limits import clipped, full_ends, left, limited, smallest_size
+from ironrank.methods.limits import clipped, full_ends, left, limited, smallest_size, thetas_of
 from ironrank.methods.lowrank import LowRank
 from ironrank.methods.turning import Pieces, decompose, truncate
 from ironrank.ranks import Budget, parse_budget
-from ironrank.ranks.cores import Pair, limit_of, pair_of, ranks_within, size_at
+from ironrank.ranks.cores import Pair, limit_of, pair_of, size_at
 from ironrank.settings import setting
 from ironrank.surgery import Plan, factored_layers, last_match, layers_with_core
 from ironrank.surgery.choose import rank_in
@@ -63,7 +63,8 @@ class Adaptive(LowRank):
         spectrum: Singular values of the cores at the start: those of the weights that are given, or "half-normal",
             absolute values of normal random numbers. A random matrix has a flat spectrum, of which a large tolerance
             cuts off a part at every truncation until nothing is left to train; a half-normal one is steep and large.
-        budget: Size of the whole deployed net that is not exceeded after a truncation, such as "params=8x".
+        budget: Size of the whole deployed net that is not exceeded after a truncation, such as "params=8x": where theta
+            leaves more, it counts as the least larger one that meets the size, the same for all layers.
         steps: Steps in which ranks adapt, before the ones at fixed rank; 0 for all.
     """
 
@@ -187,16 +188,23 @@ class Adaptive(LowRank):
     def _ranks(
         self, model: nn.Module, layers: Layers, pieces: Mapping[str, Pieces], theta: float
     ) -> dict[str, Pair]:
-        """Choose the ranks of one truncation."""
-        bounds, ranks = self.bounds(layers), {}
-        for name, layer in layers.items():
-            share = theta / math.sqrt(2) if layer.form == "tucker2" else theta
-            ranks[name] = left(pieces[name].spectra, share, bounds[name], layer.weight_shape, self.round_to)
-        if not self.budget or self._size(model, layers, ranks) <= limit_of(model, layers, self._budget):
-            return ranks
-        cores = {name: pieces[name].C[:a, :b] for name, (a, b) in ranks.items()}
-        least = {name: low for name, (low, _) in bounds.items()}
-        return ranks_within(model, layers, cores, least, self._budget, self.round_to)
+        """Choose the ranks of one truncation: those of theta, or of the least larger one that meets the budget."""
+        bounds = self.bounds(layers)
+
+        def at(theta: float) -> dict[str, Pair]:
+            return {
+                name: left(layer, pieces[name].spectra, theta, bounds[name], self.round_to)
+                for name, layer in layers.items()
+            }
+
+        if not self.budget:
+            return at(theta)
+        limit = limit_of(model, layers, self._budget)
+        found = (thetas_of(pieces[name].spectra, layer.form) for name, layer in layers.items())
+        larger = sorted(t for some in found for t in some if t > theta)
+        thetas = [theta, *larger]
+        met = bisect_left(thetas, True, key=lambda theta: self._size(model, layers, at(theta)) <= limit)
+        return at(thetas[min(met, len(larger))])  # at the largest all ranks are the smallest
 
     def finish(self, model: nn.Module, state: State) -> nn.Module:
         """Make sure that the net is within its budget.
@@ -222,14 +230,15 @@ class Adaptive(LowRank):
             params: The largest number of parameters of the deployed net.
 
         Returns:
-            The method. Its first and last layer keep the form they have here, unless that alone is too much.
+            The method, at tolerance 0, so that the net is not smaller than asked. Its first and last layer keep the
+            form they have here, unless that alone is too much.
 
         Raises:
             IronrankError: If the smallest ranks are too much.
         """
         ends = ((self.first, self.last), (self.first, "low-rank"), ("low-rank", "low-rank"))
         for first, last in dict.fromkeys(ends):
-            made = replace(self, first=first, last=last, budget=f"params={params}")
+            made = replace(self, first=first, last=last, tolerance=0.0, budget=f"params={params}")
             rows = {row.name: row for row in made.plan(model).rows if row.rank is not None}
             if smallest_size(model, rows, full_ends(rows, first, last), self.min_rank) <= params:
                 return made
@@ -256,15 +265,7 @@ class Adaptive(LowRank):
         return shown
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-        """Refuse: a step needs more than one gradient.
-
-        Args:
-            model: A prepared model.
-            optimizer: The optimizer of its parameters.
-
-        Raises:
-            IronrankError: Always.
-        """
+        """Refuse, since a step needs more than one gradient; see `Method.attach`."""
         raise IronrankError(f"method '{self.label()}' cannot be attached: its steps take more than one gradient; in "
                             f"your own loop call {type(self).__name__}.step")  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -87,21 +88,50 @@ def smallest_size(model: nn.Module, rows: Mapping[str, Row], held: set[str], low
     return total
 
 
+def share_of(theta: float, form: str) -> float:
+    """Return the share that a tolerance allows to go on each side of a core; one of Tucker-2 is cut on two."""
+    return theta / math.sqrt(2) if form == "tucker2" else theta
+
+
+def thetas_of(spectra: Iterable[Tensor], form: str) -> list[float]:
+    """Return all tolerances at which a layer loses one more direction, each a hair larger so that it does.
+
+    Args:
+        spectra: Singular values of its core as seen from U and from V, largest first.
+        form: Its form.
+
+    Returns:
+        The tolerances, in no order; none of a core that is zero.
+
+    Example:
+        >>> [round(theta, 6) for theta in thetas_of([Tensor([4.0, 3.0])], "channel")]
+        [0.6, 1.0]
+    """
+    found: list[float] = []
+    for s in spectra:
+        lost = s.double().square().flip(0).cumsum(0)  # entry k: with the k + 1 smallest
+        found += (
+            ((lost / lost[-1]).sqrt() / share_of(1.0, form) * (1 + 1e-9)).tolist() if lost[-1] > 0 else []
+        )
+    return found
+
+
 def left(
-    spectra: tuple[Tensor, Tensor], share: float, bounds: tuple[Pair, Pair], shape: Shape, round_to: int
+    layer: Any, spectra: tuple[Tensor, Tensor], theta: float, bounds: tuple[Pair, Pair], round_to: int
 ) -> Pair:
     """Return the ranks that a tolerance leaves, within bounds.
 
     Args:
-        spectra: Singular values of a core as seen from U and from V, largest first.
-        share: Share of their norm that may go, for each of the two.
+        layer: The layer; its form and shape count.
+        spectra: Singular values of its core as seen from U and from V, largest first.
+        theta: Share of their norm that may go.
         bounds: Smallest and largest ranks.
-        shape: Shape of the weight.
         round_to: Ranks are rounded up to a multiple of this.
 
     Returns:
         The ranks, none above that of the core.
     """
+    share, shape = share_of(theta, layer.form), layer.weight_shape
     wanted = [-(-tail_rank(s, share) // round_to) * round_to for s in spectra]
     first, second = (
         min(max(r, low), high, len(s)) for r, low, high, s in zip(wanted, *bounds, spectra, strict=True)

@@ -1,4 +1,4 @@
-"""Ranks of layers that hold cores already: the size that they make, and truncations that share out one budget."""
+"""Ranks of layers that hold cores already: the size that they make, and the one that a budget allows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from ironrank.errors import IronrankError
 from ironrank.layers.forms import Rank
-from ironrank.ranks.budget import Budget, shown
-from ironrank.ranks.choose import choose
+from ironrank.ranks.budget import Budget
 from ironrank.ranks.cost import COSTS, DENSE, Site, count_bytes, count_params
-from ironrank.ranks.menu import core_menu
 
 Pair = tuple[int, int]
 _COUNTS = {"params": count_params, "bytes": count_bytes}
@@ -60,44 +57,6 @@ def limit_of(model: nn.Module, layers: Mapping[str, Any], budget: Budget) -> flo
             layer, budget.cost
         )
     return budget.limit(before)
-
-
-def ranks_within(
-    model: nn.Module,
-    layers: Mapping[str, Any],
-    cores: Mapping[str, Tensor],
-    least: Mapping[str, Pair],
-    budget: Budget,
-    round_to: int = 1,
-) -> dict[str, Pair]:
-    """Choose truncations of all cores together, so that the deployed net is within a budget.
-
-    Args:
-        model: The model.
-        layers: Its layers with a core, by name.
-        cores: Their cores, or what is left of them.
-        least: Smallest ranks of each.
-        budget: The budget, of params or bytes.
-        round_to: Ranks are multiples of this, or those of the core.
-
-    Returns:
-        Ranks of U and V of each layer.
-
-    Raises:
-        IronrankError: If the smallest ranks are too large.
-    """
-    limit, cost = limit_of(model, layers, budget), COSTS[budget.cost]
-    smallest = size_at(model, layers, least, budget.cost)
-    if smallest > limit:
-        raise IronrankError(f"{budget.text}: at the smallest ranks the net has {shown(budget.cost, smallest)}, and "
-                            f"{shown(budget.cost, limit)} are allowed: ask for less, or lower min_rank")  # fmt: skip
-    menus = [
-        core_menu(_site(name, layer), cores[name], layer.form, least[name], cost, round_to)
-        for name, layer in layers.items()
-    ]
-    fixed = _COUNTS[budget.cost](model) - sum(_stored(layer, budget.cost) for layer in layers.values())
-    options, _ = choose(menus, limit - fixed)
-    return {name: pair_of(option.rank or 1) for name, option in zip(layers, options, strict=True)}
 
 
 def pair_of(rank: Rank) -> Pair:

@@ -172,44 +172,6 @@ def menu(
     return Menu(site.name, energy, dense, tuple(_best(found)))
 
 
-def core_menu(
-    site: Site,
-    core: Tensor,
-    form: str,
-    least: tuple[int, int] = (1, 1),
-    cost: Cost = params,
-    round_to: int = 1,
-) -> Menu:
-    """Make the menu of a layer that holds a core between orthonormal bases: the truncations of that core.
-
-    Args:
-        site: The layer.
-        core: Its core (r_1, r_2, k_1, ..., k_d), which has the singular values of the weight.
-        form: Its form.
-        least: Smallest ranks.
-        cost: What an option costs.
-        round_to: Ranks are multiples of this, or those of the core.
-
-    Returns:
-        The menu. Its errors are shares of the core's squared norm, so that layers of different scale weigh the same;
-        an option that would be deployed dense costs what the dense layer does.
-
-    Example:
-        >>> made = core_menu(Site("fc", (9, 9)), torch.diag(torch.tensor([2.0, 1.0, 1.0])), "channel", (2, 2))
-        >>> [(option.rank, option.cost, round(option.error, 4)) for option in made.options]
-        [(2, 36.0, 0.1667), (3, 54.0, 0.0)]
-    """
-    matrix = form != "tucker2"
-    errors = matrix_errors(core) if matrix else tucker_errors(core)
-    energy, dense = float(errors.flat[0]), float(cost(site, "dense", DENSE)[0])
-    pairs = _pairs(site, errors, form, 1, round_to)
-    pairs = pairs[(pairs >= np.minimum(least, pairs.max(0))).all(1)]
-    lost = errors[pairs[:, 0]] if matrix else errors[pairs[:, 0], pairs[:, 1]]
-    shares = lost / energy if energy else lost
-    options = _pareto(form, pairs, np.minimum(cost(site, form, pairs), dense), shares)
-    return Menu(site.name, 1.0, dense, tuple(_best(options)))
-
-
 def _pairs(site: Site, errors: Array, kind: str, min_rank: int, round_to: int) -> Array:
     """Return all allowed ranks as rows (k, 2); a matrix form has its rank twice."""
     if kind != "tucker2":
