@@ -29,6 +29,7 @@ from ironrank.models import count
 from ironrank.objectives import Clean, Madry
 from ironrank.ranks.cost import count_params
 from ironrank.recipes import RECIPES
+from ironrank.recipes.stages import GENTLER
 from ironrank.surgery import factored_layers
 
 
@@ -183,6 +184,8 @@ def test_every_method_at_every_budget_has_all_epochs_and_no_more_parameters(mnis
         first, *later = [stage.method for stage in stages_of(cell.run)]
         kind = METHODS.get(cell.net, Dense)
         assert first.begins == "random" and len(later) == (kind.begins == "trained") + (kind.ends == "cut")
+        tuned = kind.gentle or kind.ends == "cut"
+        assert cell.run.optimizer.lr == asked.base.optimizer.lr / (GENTLER if tuned else 1)
         if cell.budget is not None:
             stage = next(s for s in stages_of(cell.run) if cell.net in (s.method.name, "narrow"))
             assert count_params(untrained(replace(stage, start=None))) <= whole * (1 - cell.budget / 100), (

@@ -43,10 +43,13 @@ class Method(Settings):
         begins: What a comparison starts the method from: "random" weights, or a "trained" dense net.
         ends: What the method leaves behind: a net that is "ready", or one whose final form `finish` has just "cut" out
             of a dense one, which a comparison fine-tunes.
+        gentle: Whether it only tunes what becomes of a trained net; a comparison then takes a tenth of the learning
+            rate.
     """
 
     begins: ClassVar[str] = "random"
     ends: ClassVar[str] = "ready"
+    gentle: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Give layers the form that the method trains; at full rank the function stays the same.

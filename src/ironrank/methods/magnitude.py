@@ -41,6 +41,7 @@ class Magnitude(FilterPruning):
 
     name: ClassVar[str] = "magnitude"
     begins: ClassVar[str] = "trained"
+    gentle: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Remove filters.

@@ -61,6 +61,7 @@ class Scores(FilterPruning):
 
     name: ClassVar[str] = "scores"
     begins: ClassVar[str] = "trained"
+    gentle: ClassVar[bool] = True
     steps: int = setting(
         1000, "steps that train the scores, before the weights", ge=0, paper="20 of 120 epochs"
     )

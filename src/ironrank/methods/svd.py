@@ -33,6 +33,7 @@ class SVD(LowRank):
 
     name: ClassVar[str] = "svd"
     begins: ClassVar[str] = "trained"
+    gentle: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Truncate the chosen layers.

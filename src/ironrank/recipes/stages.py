@@ -106,10 +106,10 @@ def _from_dense(run: Run, mode: str, ratio: float, tau: float, ramp: float) -> R
 def course(run: Run, method: Method, condition: float | None = None, ramp: float = 0.0) -> Run:
     """Put a method on a dense run, in as many epochs, all stages together.
 
-    A method that begins with random weights has all of them. One that begins with a trained net gets half of them, at a
-    tenth of the learning rate, after a dense stage of the other half, which all such methods share. One whose final
-    form is cut at the end has a quarter, at the full rate, and what it leaves is fine-tuned for the last quarter. What
-    a method counts in steps is a share of those it has, see `Method.paced`.
+    A method that begins with random weights has all of them. One that begins with a trained net gets half of them,
+    after a dense stage of the other half, which all such methods share. One whose final form is cut at the end has a
+    quarter, and what it leaves is fine-tuned for the last quarter. Fine-tuning, and a method that is no more than that,
+    takes a tenth of the learning rate. What a method counts in steps is a share of those it has, see `Method.paced`.
 
     Args:
         run: The dense run.
@@ -135,7 +135,9 @@ def course(run: Run, method: Method, condition: float | None = None, ramp: float
     dense = ramped(dataclasses.replace(run, epochs=run.epochs - later), ramp)
     paced = method.paced(_steps(run, later // 2 if cut else later))
     after = dataclasses.replace(run, epochs=later, start=dense, method=paced)
-    return fine_tuned(after, condition) if cut else dataclasses.replace(after, optimizer=gentle(run))
+    if cut:
+        return fine_tuned(after, condition)
+    return dataclasses.replace(after, optimizer=gentle(run)) if method.gentle else after
 
 
 def _steps(run: Run, epochs: int) -> int:
