@@ -15,8 +15,9 @@ from ironrank.comparison.judging import fates
 from ironrank.config import build_run
 from ironrank.files import read_json
 from ironrank.layers.factored import Factored
-from ironrank.methods import METHODS
+from ironrank.methods import METHODS, SVD
 from ironrank.methods.lowrank import LowRank
+from ironrank.settings import setting
 from ironrank.training import loop
 
 LENET = "condlr/lenet5-mnist"
@@ -102,6 +103,18 @@ def test_finished_cells_are_kept_and_new_ones_added(grid, mnist, monkeypatch):
     assert again == result
     fewer = compare(run_of(mnist), "svd", (50,), 1, out=out, **QUICK)  # a part of what is there
     assert list(rows(fewer)) == [("dense", None), ("narrow", 50), ("svd", 50)]
+
+
+def test_a_finished_cell_is_refused_once_its_method_has_another_default(grid, mnist, monkeypatch):
+    _, out, _ = grid
+
+    @dataclass(frozen=True, kw_only=True)
+    class Changed(SVD):
+        round_to: int = setting(2, "another default", ge=1)
+
+    monkeypatch.setitem(METHODS, "svd", Changed)
+    with refuses("svd_50_", "was trained with other settings (it differs in method)", "delete it"):
+        compare(run_of(mnist), "svd", (50,), 1, out=out, **QUICK)
 
 
 def test_a_folder_of_another_comparison_is_refused(grid, mnist, tmp_path):

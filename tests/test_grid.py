@@ -53,6 +53,20 @@ def test_cells_are_trained_judged_and_kept(mnist, tmp_path):
     assert not list(tmp_path.rglob("*.taken"))
 
 
+def test_a_finished_cell_of_other_settings_is_refused(mnist, tmp_path):
+    dense = tiny_run(mnist, epochs=0)
+    low = replace(dense, method=SVD(keep=0.5), start=dense)
+    work(tmp_path, [("cell", low)], judge)
+    work(tmp_path.rename(tmp_path.parent / "moved"), [("cell", low)], judge)
+    changes = {
+        "method": replace(low, method=SVD(keep=0.25)),
+        "start": replace(low, start=replace(dense, seed=5)),
+    }
+    for name, run in changes.items():
+        with refuses("cell was trained with other settings", f"(it differs in {name})", "delete it"):
+            work(tmp_path.parent / "moved", [("cell", run)], judge)
+
+
 def test_a_cell_that_was_cut_off_goes_on(mnist, tmp_path):
     run = tiny_run(mnist, epochs=2)
     train(run, tmp_path / "cell", until=1)

@@ -115,7 +115,7 @@ def test_a_pace_that_somebody_has_set_stays(name):
 
 
 @pytest.mark.parametrize("kind, key, pace", [(CSTAR, "every", 10), (ADMMFilters, "every", 10),
-                                             (Scores, "steps", 300), (SVDPrune, "steps", 450)])  # fmt: skip
+                                             (Scores, "steps", 300), (SVDPrune, "steps", 300)])  # fmt: skip
 def test_a_pace_that_nobody_has_set_is_a_share_of_the_training(kind, key, pace):
     assert kind().paced(600) == kind(**{key: pace})
     assert getattr(kind().paced(1), key) >= (key == "every")

@@ -319,7 +319,7 @@ def test_what_pruning_counts_in_steps_is_a_share_of_its_stage():
     steps = 0.95 * 60_000 / 128  # of an epoch; 20 of them
     runs = {mode: chain(RECIPES["pruning/lenet5-mnist"](mode=mode)) for mode in pruning.MODES}
     assert runs["scores"][-1].method.steps == int(10 * steps) // 2
-    assert runs["svd-prune"][0].method.steps == int(20 * steps) * 3 // 4
+    assert runs["svd-prune"][0].method.steps == int(20 * steps) // 2
     assert runs["admm-filters"][1].method.every == int(5 * steps) // 60
 
 

@@ -31,12 +31,14 @@ from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.settings import encode
 from ironrank.training import Run, train
+from ironrank.training.folder import differences, identity
 
 Cell = tuple[str, Run]
 Judge = Callable[[Path, Run], dict[str, Any]]  # of a trained cell: its folder and its run
 Say = Callable[[str], None]
 Fail = Callable[[Path, IronrankError], None]  # of a cell that cannot be trained: its folder and why
 
+STAGES = "stages"
 JUDGED, TRAINED, TAKEN = "judged.json", "last.safetensors", ".taken"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PAUSE = 2.0  # seconds between two looks at what others hold
@@ -70,11 +72,28 @@ def work(
             return True
 
     waiting = list(cells)
+    check(out, waiting)
     while waiting:
         left = [(name, run) for name, run in waiting if not ended(name, run)]
         if len(left) == len(waiting):  # all of them start from stages that others are training
             time.sleep(PAUSE)
         waiting = left
+
+
+def check(out: Path, cells: Iterable[Cell]) -> None:
+    """Refuse to take over what was trained with other settings than a cell has now, such as changed defaults.
+
+    Args:
+        out: The folder of the experiment.
+        cells: Names and runs.
+
+    Raises:
+        IronrankError: If a finished cell is another run.
+    """
+    for name, run in cells:
+        if (out / name / JUDGED).is_file() and (names := differences(out / name, located(run, out / STAGES))):
+            raise IronrankError(f"{out / name} was trained with other settings (it differs in {', '.join(names)}): "
+                                "delete it to train it anew, or choose another folder")  # fmt: skip
 
 
 def take(folder: Path, run: Run, judge: Judge, say: Say = lambda _: None) -> bool:
@@ -98,7 +117,7 @@ def take(folder: Path, run: Run, judge: Judge, say: Say = lambda _: None) -> boo
         if not mine or (folder / JUDGED).is_file():
             return True
         if not (folder / TRAINED).is_file():
-            ready = shared(run, folder.parent / "stages")
+            ready = shared(run, folder.parent / STAGES)
             if ready is None:
                 return False
             train(ready, folder, resume=True)
@@ -131,12 +150,27 @@ def shared(run: Run, stages: Path) -> Run | None:
             if not mine:
                 return None
             train(start, folder, resume=True)
-    return dataclasses.replace(run, start=str(folder))
+    return located(run, stages)
+
+
+def located(run: Run, stages: Path) -> Run:
+    """Return a run with the folder of its stage in place of the stage itself.
+
+    Args:
+        run: The run.
+        stages: Where stages are kept.
+
+    Returns:
+        The run; the same where it has no stage of its own.
+    """
+    if not isinstance(run.start, Run):
+        return run
+    return dataclasses.replace(run, start=str(stages / stage_name(located(run.start, stages))))
 
 
 def stage_name(run: Run) -> str:
-    """Return the name of a stage's folder: the same for the same run."""
-    return hashlib.sha256(json.dumps(encode(run)).encode()).hexdigest()[:16]
+    """Return the name of a stage's folder: the same for the same run, wherever its data and its own stage lie."""
+    return hashlib.sha256(json.dumps(identity(encode(run))).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -100,6 +100,7 @@ def compare(
     cells, left_out = cells_of(question, _size(question, place, dry_run))
     if dry_run:
         return _plan(place, question, cells, left_out, jobs)
+    grid.check(place, ((cell.name, cell.run) for cell in cells))
     folder.claim(place, question, name)
     _fill(place, question, cells, jobs, say)
     folder.time_all(place, cells, question.base, say, rounds)

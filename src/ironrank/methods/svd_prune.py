@@ -208,8 +208,8 @@ class SVDPrune(Method):
         return method
 
     def paced(self, steps: int) -> Self:
-        """Return these settings with three quarters of so many steps before values are dropped; see `Method.paced`."""
-        return replace(self, steps=steps * 3 // 4) if self.steps == type(self).steps else self
+        """Return these settings with half of so many steps before values are dropped; see `Method.paced`."""
+        return replace(self, steps=steps // 2) if self.steps == type(self).steps else self
 
     @torch.no_grad()
     def prune(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -8,7 +8,7 @@ one table with it.
     magnitude      dense; filters of least norm removed, fine-tuning            half, half
     admm-filters   dense; ADMM on filters; fine-tuning of the smaller net       half, a quarter, a quarter
     scores         dense; scores for half of the stage, then fine-tuning        half, half
-    svd-prune      SVD training, the smallest singular values dropped at 3/4    all
+    svd-prune      SVD training, the smallest singular values dropped halfway   all
 
 All but the first have at most 1 / ratio of the dense net's parameters, all as many epochs. Fine-tuning takes a tenth of
 the learning rate, see `ironrank.recipes.stages.course`. Shares and settings are ours; HYDRA gives a sixth of the steps

@@ -33,12 +33,27 @@ def check_folder(out: Path, run: Run, resume: bool) -> None:
     if there.is_file():
         if not resume:
             raise IronrankError(f"{out} holds a run already: choose another folder, or resume it (--resume)")
-        old, new = (identity(encode(value)) for value in (decode_run(read_json(there)), run))
-        if old != new:
-            names = [key for key, value in new.items() if old[key] != value]
+        if names := differences(out, run):
             raise IronrankError(
                 f"{out} holds another run (it differs in {', '.join(names)}): choose another folder"
             )
+
+
+def differences(out: Path, run: Run) -> list[str]:
+    """Return the settings in which the run of a folder is another one.
+
+    Args:
+        out: The folder.
+        run: The run.
+
+    Returns:
+        Their names; none where it is the same, wherever its data and other runs lie.
+
+    Raises:
+        IronrankError: If the folder holds no run that can be read.
+    """
+    old, new = (identity(encode(value)) for value in (decode_run(read_json(out / "run.json")), run))
+    return [key for key, value in new.items() if old[key] != value]
 
 
 def identity(value: Any) -> Any:
