@@ -178,8 +178,11 @@ def test_a_folder_of_another_question_is_refused(tmp_path: Path, change: dict) -
         audit(threshold(), grey(), out=tmp_path, **{"eps": 0.1, "level": TINY, **change})
     net = threshold()
     net[1].bias.data += 1e-6
-    with pytest.raises(IronrankError, match="differs in net"):
-        audit(net, grey(), out=tmp_path, eps=0.1, level=TINY)
+    warm = threshold()
+    warm.temperature = 2.0  # a number that is no tensor and that repr does not show
+    for other in (net, warm):
+        with pytest.raises(IronrankError, match="differs in net"):
+            audit(other, grey(), out=tmp_path, eps=0.1, level=TINY)
 
 
 # ---- the command line

@@ -41,10 +41,16 @@ class Target:
         return self
 
     def fingerprint(self) -> str:
-        """Return a hash of structure and weights of the judged form and the sources: 16 hexadecimal digits."""
+        """Return a hash of structure, weights and plain attributes of the judged form and the sources.
+
+        Returns:
+            16 hexadecimal digits.
+        """
         digest = hashlib.sha256()
         for name, net in (("", self.model), *sorted(self.sources.items())):
             digest.update(f"{name}\n{net}".encode())
+            for place, module in net.named_modules():
+                digest.update(f"{place} {_plain(module)}".encode())
             for key, tensor in net.state_dict().items():
                 digest.update(key.encode())
                 if isinstance(tensor, torch.Tensor):
@@ -52,3 +58,9 @@ class Target:
                         tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
                     )
         return digest.hexdigest()[:16]
+
+
+def _plain(module: nn.Module) -> list[tuple[str, object]]:
+    """Return what a module holds beside tensors and modules and a hash can tell, such as a temperature."""
+    held = ((key, value) for key, value in vars(module).items() if isinstance(value, (bool, int, float, str)))
+    return sorted((key, value) for key, value in held if key != "training")
