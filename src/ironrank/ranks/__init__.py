@@ -8,7 +8,7 @@ weighting  what the data says about a layer's directions: input second moments, 
 budget     a limit for the whole net, read from text
 choose     one option for each layer: within a budget, or by a rule
 fit        all of it, for a model
-cores      the same for layers that hold cores already, whose truncations are the menu
+cores      sizes at given ranks, for layers that hold cores already
 """
 
 from ironrank.ranks.budget import Budget, parse_budget
