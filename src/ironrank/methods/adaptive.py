@@ -154,11 +154,7 @@ class Adaptive(LowRank):
         return (min(self.min_rank, most[0]), min(self.min_rank, most[1])), most
 
     def adapts(self, t: int) -> bool:
-        """Return whether ranks may change in a step.
-
-        Args:
-            t: Number of the step, from 0.
-        """
+        """Return whether ranks may change in step t, counted from 0."""
         return self.steps == 0 or t < self.steps
 
     @torch.no_grad()
@@ -200,11 +196,16 @@ class Adaptive(LowRank):
         if not self.budget:
             return at(theta)
         limit = limit_of(model, layers, self._budget)
+
+        def fits(theta: float) -> bool:
+            return self._size(model, layers, at(theta)) <= limit
+
+        if fits(theta):
+            return at(theta)
         found = (thetas_of(pieces[name].spectra, layer.form) for name, layer in layers.items())
-        larger = sorted(t for some in found for t in some if t > theta)
-        thetas = [theta, *larger]
-        met = bisect_left(thetas, True, key=lambda theta: self._size(model, layers, at(theta)) <= limit)
-        return at(thetas[min(met, len(larger))])  # at the largest all ranks are the smallest
+        thetas = [theta, *sorted(t for some in found for t in some if t > theta)]
+        met = bisect_left(thetas, True, lo=1, key=fits)
+        return at(thetas[min(met, len(thetas) - 1)])  # at the largest all ranks are the smallest
 
     def finish(self, model: nn.Module, state: State) -> nn.Module:
         """Make sure that the net is within its budget.

@@ -8,8 +8,7 @@ A method says how it pulls (`ADMM.ahead`) and what its targets are (`ADMM.update
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +67,9 @@ class ADMM(Method):
         """
         raise NotImplementedError
 
-    def paced(self, steps: int) -> Self:
-        """Return these settings with `UPDATES` updates in so many steps; see `Method.paced`."""
-        if self.every != type(self).every:
-            return self
-        return replace(self, every=max(1, steps // UPDATES))  # type: ignore[call-arg]  # of the dataclasses
+    def paces(self, steps: int) -> dict[str, int]:
+        """Return what makes `UPDATES` updates; see `Method.paces`."""
+        return {"every": max(1, steps // UPDATES)}
 
     def raised(self, rho: float) -> float:
         """Return rho after an update; one that starts above its largest value stays."""

@@ -20,7 +20,7 @@ the optimizer's moments over itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -162,7 +162,21 @@ class Method(Settings):
         Returns:
             The method; what it counts in steps, and nobody has set, is a share of them.
         """
-        return self
+        paces = self.paces(steps).items()
+        return replace(
+            self, **{key: pace for key, pace in paces if getattr(self, key) == getattr(type(self), key)}
+        )
+
+    def paces(self, steps: int) -> dict[str, int]:
+        """Return the settings that count steps, as shares of so many.
+
+        Args:
+            steps: Steps that the method is given.
+
+        Returns:
+            Values by name.
+        """
+        return {}
 
     def watch(self, model: nn.Module, state: State) -> dict[str, float]:
         """Return what is worth logging: here the widest layer and the worst basis.

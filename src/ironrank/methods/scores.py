@@ -30,8 +30,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +68,9 @@ class Scores(FilterPruning):
     rate: float = setting(0.1, "learning rate of the scores", gt=0, paper="0.1")
     momentum: float = setting(0.9, "momentum of the scores", ge=0, lt=1, paper="0.9")
 
-    def paced(self, steps: int) -> Self:
-        """Return these settings with half of so many steps for the scores; see `Method.paced`."""
-        return replace(self, steps=steps // 2) if self.steps == type(self).steps else self
+    def paces(self, steps: int) -> dict[str, int]:
+        """Return half of the steps for the scores; see `Method.paces`."""
+        return {"steps": steps // 2}
 
     def init(self, model: nn.Module) -> State:
         """Start the scores at the norms of the filters.

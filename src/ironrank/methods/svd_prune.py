@@ -207,9 +207,9 @@ class SVDPrune(Method):
         method.plan(model)  # refuses what is out of reach
         return method
 
-    def paced(self, steps: int) -> Self:
-        """Return these settings with half of so many steps before values are dropped; see `Method.paced`."""
-        return replace(self, steps=steps // 2) if self.steps == type(self).steps else self
+    def paces(self, steps: int) -> dict[str, int]:
+        """Return half of the steps before values are dropped; see `Method.paces`."""
+        return {"steps": steps // 2}
 
     @torch.no_grad()
     def prune(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -83,7 +83,7 @@ def ramped(run: Run, share: float) -> Run:
     """
     if run.objective.threat is None or not share:
         return run
-    steps = int(share * run.epochs * images_of(run) / run.batch_size)
+    steps = _steps(run, share * run.epochs)
     if steps == 0:
         return run
     return dataclasses.replace(run, objective=dataclasses.replace(run.objective, ramp=steps))  # type: ignore[call-arg]
@@ -140,7 +140,8 @@ def course(run: Run, method: Method, condition: float | None = None, ramp: float
     return dataclasses.replace(after, optimizer=gentle(run)) if method.gentle else after
 
 
-def _steps(run: Run, epochs: int) -> int:
+def _steps(run: Run, epochs: float) -> int:
+    """Return the whole steps of so many epochs."""
     return int(epochs * images_of(run) / run.batch_size)
 
 
