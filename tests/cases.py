@@ -363,10 +363,11 @@ class Fit:
     optimizer: Optimizer
     dtype: torch.dtype = torch.float32
     begun: bool = True
+    given: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.x, self.y = small_batch(self.dtype)
-        self.model = self.method.prepare(small_net(self.dtype))
+        self.model = self.method.prepare(small_net(self.dtype) if self.given is None else self.given)
         self.built = self.optimizer.build(self.method.groups(self.model))
         self.state = self.method.init(self.model) if self.begun else {}
         self.t = 0

@@ -146,6 +146,7 @@ def test_ranks_stay_within_their_limits():
     fit.step()
     assert ranks_of(fit.model) == [2, 2], "a large tolerance ends at the smallest rank"
     fit = Fit(DLRT(keep=1.0, tolerance=0.0, max_rank=3), SGD(lr=0.1))
+    assert ranks_of(fit.model) == [3, 3], "training starts there"
     for _ in range(3):
         fit.step()
         assert ranks_of(fit.model) == [3, 3]

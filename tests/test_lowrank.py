@@ -1,4 +1,4 @@
-"""What low-rank methods share: a budget for the whole net in place of a kept fraction."""
+"""What low-rank methods share: a budget for the whole net in place of a kept fraction; frozen layers; refusals."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from cases import Fit, small_net, tiny_run
 from expect import refuses
 from ironrank.data import MNIST
-from ironrank.methods import SVD, UV, CondLR
+from ironrank.methods import DLRT, SVD, UV, CondLR, Method, RobustDLRT, SVDPrune
 from ironrank.methods.lowrank import LowRank
-from ironrank.models import LeNet5, count
-from ironrank.surgery import deploy, factored_layers
+from ironrank.models import Given, LeNet5, count
+from ironrank.optim import SGD
+from ironrank.surgery import deploy, factored_layers, factorize
+from ironrank.training import train
 
 METHODS = {
     "svd": SVD(budget="params=8x"),
@@ -57,3 +60,65 @@ def test_a_budget_that_needs_an_input_is_refused() -> None:
         SVD(budget="macs=2x")
     with refuses("budget='parms=2x'", "did you mean 'params'?"):
         CondLR(budget="parms=2x")
+
+
+LOW = {
+    "svd": SVD(keep=0.5),
+    "uv": UV(keep=0.5),
+    "condlr": CondLR(keep=0.5, tau=0.5),
+    "dlrt": DLRT(keep=0.5),
+    "robust-dlrt": RobustDLRT(keep=0.5),
+    "svd-prune": SVDPrune(energy=0.3, steps=2),
+}
+
+
+@pytest.mark.parametrize("method", LOW.values(), ids=LOW)
+def test_a_frozen_layer_stays_what_it_is(method: Method) -> None:
+    net = small_net()
+    frozen = next(m for m in net if isinstance(m, nn.Conv2d))
+    frozen.requires_grad_(False)
+    fit = Fit(method, SGD(lr=0.1, momentum=0.9), given=net)
+    layer = fit.model[0]
+    assert layer is not frozen and not any(p.requires_grad for p in layer.parameters())
+    before = layer.dense().clone()
+    for _ in range(4):
+        fit.step()
+    after = method.finish(fit.model, fit.state)[0].dense()
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("method", LOW.values(), ids=LOW)
+def test_a_resumed_training_knows_what_is_frozen(method: Method, mnist, tmp_path) -> None:
+    def given() -> nn.Module:
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10)
+        )
+        net[3].requires_grad_(False)
+        return net
+
+    run = tiny_run(mnist, model=Given(), method=method, epochs=2, optimizer=SGD(lr=0.05, momentum=0.9))
+    nets = []
+    for name, stops in (("straight", (2,)), ("resumed", (1, 2))):
+        for stop in stops:
+            train(run, tmp_path / name, model=given(), until=stop, resume=stop != stops[0])
+        nets.append((tmp_path / name / "last.safetensors").read_bytes())
+    assert nets[0] == nets[1]
+
+
+@pytest.mark.parametrize("method", [type(m)(exclude=("*",)) for m in LOW.values()], ids=LOW)
+def test_a_net_of_which_nothing_becomes_low_rank_is_refused(method: Method) -> None:
+    with refuses(f"{method.label()}: no layer of the model becomes low-rank", "exclude less"):
+        method.prepare(small_net())
+
+
+def test_weights_in_half_precision_are_adopted_or_refused_in_one_line() -> None:
+    for method in (DLRT(), RobustDLRT()):
+        with refuses("is bfloat16: allowed are float32 and float64"):
+            method.prepare(small_net().bfloat16())
+    for core in (True, False):
+        net = factorize(small_net().bfloat16(), 0.5, core=core)
+        before = net[0].dense().float()
+        layer = CondLR().prepare(net)[0]
+        assert {factor.dtype for factor in (layer.U, layer.S, layer.V)} == {torch.bfloat16}
+        assert torch.allclose(layer.dense().float(), before, atol=0.02)

@@ -136,7 +136,8 @@ class SVDPruneTwin:
     def ranks(self, energy: float) -> list[int]:
         """How many singular values stay."""
         found = []
-        for s in self.s:
+        for U, scale, V in zip(self.U, self.s, self.V, strict=True):
+            s = np.linalg.svd(U * scale @ V.T, compute_uv=False)[: len(scale)]
             squares, dropped = np.sort(s**2), 0
             while dropped < len(s) - 1 and squares[: dropped + 1].sum() <= energy * squares.sum():
                 dropped += 1

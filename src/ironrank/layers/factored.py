@@ -37,6 +37,7 @@ from ironrank.layers.forms import (
     to_matrix,
 )
 from ironrank.linalg import USV, UV, Tucker2, truncated_svd
+from ironrank.linalg.precision import thin_qr
 
 # Multiply-adds in the time that one float32 number takes to memory and back, on CPUs: 280 GFLOP/s over 17 GB/s.
 _TRAFFIC = 64
@@ -93,7 +94,7 @@ class Factored(nn.Module):
     def like(
         cls, dense: Any, rank: Any, core: bool = True, fresh: bool = True, form: str | None = None
     ) -> Factored:
-        """Return a factored layer with the sizes, device, type and mode of a dense one.
+        """Return a factored layer with the sizes, device, type and mode of a dense one; what is frozen stays frozen.
 
         Args:
             dense: The dense layer.
@@ -110,6 +111,8 @@ class Factored(nn.Module):
         layer = layer if fresh else layer.to_empty(device=dense.weight.device)
         if hasattr(dense, "full_width"):
             layer.full_width = dense.full_width
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(getattr(dense, "bias" if name == "bias" else "weight").requires_grad)
         return layer.train(dense.training)
 
     @classmethod
@@ -227,10 +230,10 @@ class Factored(nn.Module):
 
         ``U = Q R``, ``V = P T``: ``S <- R S T^T``, or ``R T^T`` where there was no core.
         """
-        (Q, R), (P, T) = (torch.linalg.qr(basis) for basis in (self.U, self.V))
-        core = R @ T.mT if self.S is None else R @ self.S @ T.mT
+        (Q, R), (P, T) = (thin_qr(basis) for basis in (self.U, self.V))
+        core = R @ T.mT if self.S is None else R @ self.S.to(R) @ T.mT
         if self.S is None:
-            self.S = nn.Parameter(core, requires_grad=self.U.requires_grad)
+            self.S = nn.Parameter(core.to(self.U), requires_grad=self.U.requires_grad)
         self.set_factors(USV(Q, core, P))
 
     def reset_parameters(self) -> None:

@@ -21,6 +21,7 @@ from ironrank.errors import IronrankError
 from ironrank.layers.convolution import FactoredConvolution, Stage, filled
 from ironrank.layers.forms import Rank, Shape
 from ironrank.linalg import Tucker2, check_ranks, hooi
+from ironrank.linalg.precision import thin_qr
 
 
 class _Tucker2Conv(FactoredConvolution):
@@ -83,8 +84,8 @@ class _Tucker2Conv(FactoredConvolution):
     @torch.no_grad()
     def orthonormalize(self) -> None:
         """Bring U and V to orthonormal columns and what they lose into the core; the function stays the same."""
-        (Q, R), (P, T) = (torch.linalg.qr(basis) for basis in (self.U, self.V))
-        self.set_factors(Tucker2(Q, Tucker2(R, self._core, T).dense(), P))
+        (Q, R), (P, T) = (thin_qr(basis) for basis in (self.U, self.V))
+        self.set_factors(Tucker2(Q, Tucker2(R, self._core.to(R), T).dense(), P))
 
     def stages(self, lanes: int = 1) -> list[Stage]:
         """Return the three thin convolutions that the layer acts by.

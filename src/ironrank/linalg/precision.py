@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def full_precision(function: Function) -> Function:
@@ -27,9 +27,12 @@ def full_precision(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        raised = [a.float() if isinstance(a, Tensor) and a.dtype in _HALF else a for a in args]
+        raised = [a.float() if isinstance(a, Tensor) and a.dtype in HALF else a for a in args]
         kind = next((a.device.type for a in raised if isinstance(a, Tensor)), "cpu")
         with torch.autocast(kind, enabled=False):
             return function(*raised, **kwargs)
 
     return cast(Function, wrapped)
+
+
+thin_qr = full_precision(torch.linalg.qr)

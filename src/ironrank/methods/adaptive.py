@@ -9,10 +9,9 @@ between ``min_rank`` and the share ``keep`` of the full rank, and is at most ``m
 "full-rank" is never truncated.
 
 A size to end within (``budget``) is met at every truncation, not only at the end: where the ranks that the tolerance
-leaves make the net too large, further directions go, all layers together, those first whose loss of energy, as a share
-of the layer's, is least for what they cost (`ironrank.ranks.choose`). So what is validated is what is saved, ranks
-move from layer to layer as training goes on, and the last truncation drops no more than the others did. How a method of
-this family should meet a size the sources do not say: this is ours.
+leaves make the net too large, the tolerance counts as the least larger one, the same for all layers, that makes it
+small enough. So what is validated is what is saved, and the last truncation drops no more than the others did. How a
+method of this family should meet a size the sources do not say: this is ours.
 
 Ranks may adapt during the first ``steps`` steps only. After the last of these the net is truncated, whatever the method
 is at, and from then on nothing widens or cuts it: cores, biases and dense layers are trained by one gradient a step,
@@ -38,11 +37,11 @@ from ironrank.linalg.svd import checked_svd
 from ironrank.methods.base import State
 from ironrank.methods.limits import clipped, full_ends, left, limited, smallest_size, thetas_of
 from ironrank.methods.lowrank import LowRank
-from ironrank.methods.turning import Pieces, decompose, truncate
+from ironrank.methods.turning import Pieces, decompose, refuse_half, truncate
 from ironrank.ranks import Budget, parse_budget
 from ironrank.ranks.cores import Pair, limit_of, pair_of, size_at
 from ironrank.settings import setting
-from ironrank.surgery import Plan, factored_layers, last_match, layers_with_core
+from ironrank.surgery import Plan, factored_layers, last_match, trained_cores
 from ironrank.surgery.choose import rank_in
 
 Layers = dict[str, Any]
@@ -100,8 +99,9 @@ class Adaptive(LowRank):
             The same model.
 
         Raises:
-            IronrankError: If the budget is out of reach.
+            IronrankError: If the budget is out of reach, or weights are held in half precision.
         """
+        refuse_half(model, self.label())
         if adopted := factored_layers(model):
             for _, layer in adopted:
                 layer.orthonormalize()
@@ -129,8 +129,13 @@ class Adaptive(LowRank):
             The plan.
         """
         made = LowRank.plan(replace(self, budget=""), model, core)
-        rows = tuple(limited(row, self.min_rank, self.max_rank) for row in made.rows)
-        return dataclasses.replace(made, rows=rows)
+        ends = full_ends((row.name for row in made.rows if row.rank is not None), self.first, self.last)
+        free = [row.name not in ends or row.rank != row.full_rank for row in made.rows]
+        rows = (
+            limited(row, self.min_rank, self.max_rank) if f else row
+            for f, row in zip(free, made.rows, strict=True)
+        )
+        return dataclasses.replace(made, rows=tuple(rows))
 
     def bounds(self, layers: Layers) -> dict[str, tuple[Pair, Pair]]:
         """Return the smallest and the largest ranks of U and V of each layer.
@@ -280,7 +285,7 @@ class Adaptive(LowRank):
 
 def adaptive_layers(model: nn.Module) -> Layers:
     """Return the layers whose core is trained, by full name."""
-    return {name: layer for name, layer in layers_with_core(model) if layer.S.requires_grad}
+    return dict(trained_cores(model))
 
 
 @torch.no_grad()

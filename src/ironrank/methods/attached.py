@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
-from ironrank.surgery import layers_with_core
+from ironrank.surgery import trained_cores
 
 _PATIENCE = 20  # training forwards without one optimizer step before the warning
 
@@ -163,10 +163,10 @@ def _held(optimizer: torch.optim.Optimizer) -> set[int]:
 
 
 def _check_cores(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    layers = layers_with_core(model)
+    layers = trained_cores(model)
     if not layers:
         raise IronrankError(
-            "attach: no layer of the model holds U, S and V; call ironrank.factorize(model) first"
+            "attach: no layer of the model holds U, S and V that are trained; call ironrank.factorize(model) first"
         )
     held = _held(optimizer)
     for name, layer in layers:

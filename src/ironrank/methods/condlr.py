@@ -64,7 +64,7 @@ from ironrank.methods.base import Backward, State
 from ironrank.methods.lowrank import LowRank
 from ironrank.methods.tangent import CORRECTIONS, make_tangent, steps_straight
 from ironrank.settings import setting
-from ironrank.surgery import factored_layers, last_match, layers_with_core, weight_matrices
+from ironrank.surgery import factored_layers, last_match, trained_cores, weight_matrices
 
 SCALES = ("weights", "norm")
 
@@ -129,12 +129,12 @@ class CondLR(LowRank):
                 layer.orthonormalize()
         else:
             self.factorize(model, core=True)
-        names = [name for name, _ in layers_with_core(model)]
+        names = [name for name, _ in trained_cores(model)]
         for pattern in self.taus:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise IronrankError(f"condlr.taus: no layer matches '{pattern}': {nearest(pattern, names)}")
         if self.scale == "norm":
-            for name, layer in layers_with_core(model):
+            for name, layer in trained_cores(model):
                 layer.S.data.mul_(norms[name] / layer.S.norm().item())
         return model
 
@@ -219,7 +219,7 @@ class CondLR(LowRank):
         Returns:
             Copies of the bases, by ``id``, for optimizers whose step may leave the tangent space; none for SGD.
         """
-        layers = layers_with_core(model)
+        layers = trained_cores(model)
         tasks = [
             task for _, layer in layers for task in zip((layer.U, layer.V), layer.unfoldings(), strict=True)
         ]
@@ -239,14 +239,14 @@ class CondLR(LowRank):
             t: Number of the step, from 0: where it is not the last of ``every``, factors stay where it took them.
         """
         with torch.no_grad():
-            for U in (basis for _, layer in layers_with_core(model) for basis in (layer.U, layer.V)):
+            for U in (basis for _, layer in trained_cores(model) for basis in (layer.U, layer.V)):
                 if (old := before.get(id(U))) is not None:
                     U.copy_(old + horizontal(old, U - old))
         if (t + 1) % self.every == 0:
             self._to_set(model, passes=1 if self.every == 1 else 2)
 
     def _to_set(self, model: nn.Module, passes: int, only_outside: bool = False) -> None:
-        layers = layers_with_core(model)
+        layers = trained_cores(model)
         tasks: list[tuple[nn.Parameter, float | None]] = [
             (layer.S, self.tau_of(name)) for name, layer in layers
         ]

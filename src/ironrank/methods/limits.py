@@ -43,8 +43,8 @@ def clipped(rank: Pair, low: int, high: int, full: Pair, shape: Shape) -> Pair:
 
 
 def limited(row: Row, low: int, high: int) -> Row:
-    """Return a row of a plan with its rank within limits; one of full rank stays."""
-    if row.rank is None or row.rank == row.full_rank:
+    """Return a row of a plan with its rank, where it has one, within limits."""
+    if row.rank is None:
         return row
     pair = clipped(pair_of(row.rank), low, high, pair_of(row.full_rank), row.shape)
     return dataclasses.replace(row, rank=pair if isinstance(row.rank, tuple) else pair[0])

@@ -154,5 +154,36 @@ class LowRank(Method):
             )
 
     def factorize(self, model: nn.Module, core: bool) -> nn.Module:
-        """Replace the chosen layers, in place, by what is nearest to their weights in their form."""
-        return apply_plan(model, self.plan(model, core))
+        """Replace the chosen layers, in place, by what is nearest to their weights in their form.
+
+        Args:
+            model: The dense model, changed in place.
+            core: Whether layers held as a matrix get a core S.
+
+        Returns:
+            The same model.
+
+        Raises:
+            IronrankError: If no layer is chosen; under a budget that they meet all may stay dense.
+        """
+        made = self.plan(model, core)
+        if not self.budget:
+            refuse_nothing(made, self.label())
+        return apply_plan(model, made)
+
+
+def refuse_nothing(made: Plan, label: str) -> None:
+    """Refuse a plan that leaves all layers dense.
+
+    Args:
+        made: The plan.
+        label: Name of the method.
+
+    Raises:
+        IronrankError: If it is refused.
+    """
+    if all(row.rank is None for row in made.rows):
+        raise IronrankError(
+            f"{label}: no layer of the model becomes low-rank: allowed are linear layers and convolutions without "
+            "groups that are not excluded; exclude less, or take method dense"
+        )

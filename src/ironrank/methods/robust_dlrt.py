@@ -36,11 +36,11 @@ Decisions where the paper leaves room or its code does otherwise:
   and at the new ones for (4); the published code takes (1) and no step, so that one batch in s* trains nothing.
 * The bases have no gradient in (4), so that neither the optimizer nor its weight decay touches them: they stay
   orthonormal. In the published code decoupled weight decay shrinks them. Biases train; there those of linear layers do
-  not.
+  not. The exception are cores at full rank, see below.
 * In (2) only directions of the gradient that stand out of rounding are added, the largest first where there is no room
   for all. The bases of a matrix gain as many: the poorer one is filled up with what is left of unit vectors.
-* A basis that cannot be widened because the core is as large as it can be (full rank) moves by its horizontal gradient
-  in (4), see `ironrank.methods.tangent`; in the published code it stands still. Ours.
+* Where the core is as large as it can be (full rank), before or by (2), a basis that does not span everything moves by
+  its horizontal gradient in (4), see `ironrank.methods.tangent`; in the published code it stands still. Ours.
 * beta R is added to the loss, as in the code; the text scales the two gradients separately.
 * Dense layers are not regularised. The first and the last layer are factored at full rank by default, where R(S) is
   R(W), which the published code adds for its dense ones. R = 0, where R has no gradient, counts as having gradient 0.

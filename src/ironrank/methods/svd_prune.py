@@ -1,8 +1,9 @@
 """SVD training: a net trained in the form of its singular value decomposition, with few singular values, then pruned.
 
-Every layer holds ``U diag(s) V^T`` at full rank from the start, and gradients move U, s and V. One penalty keeps the
-bases orthonormal, so that s stay the singular values; another makes s sparse. After a number of steps the smallest are
-dropped and training goes on at the ranks that are left. No decomposition is computed but the first.
+Every layer holds ``U diag(s) V^T`` at full rank from the start, and gradients move U, s and V. One penalty pulls the
+bases towards orthonormal columns, so that s stay near the singular values; another makes s sparse. After a number of
+steps the layers are decomposed again, small singular values are dropped, and training goes on at the ranks that are
+left.
 
 After Yang, Tang, Wen, Yan, Hu, Li, Li, Chen, "Learning low-rank deep neural networks via singular vector orthogonality
 regularization and singular value sparsification", 2020. Known from its abstract: full-rank decomposition first,
@@ -19,10 +20,14 @@ those that go by its name in other people's code; the paper's own text was not a
     (1)  loss = objective + lambda_o sum_l (|U^T U - I|^2 + |V^T V - I|^2) / r^2 + lambda_s sum_l h(s)
     (2)  h(s) = |s|_1 / |s|_2  (Hoyer), or |s|_1
     (3)  the optimizer moves U, V and the diagonal of S; off it, gradients are dropped
-    (4)  after ``steps`` steps: the smallest |s| of each layer are dropped whose squares add up to at most e |s|^2
-    (5)  training goes on with lambda_s = 0
+    (4)  after ``steps`` steps: U, s, V <- the SVD of ``U diag(s) V^T``
+    (5)  the smallest s of each layer are dropped whose squares add up to at most e |s|^2
+    (6)  training goes on with lambda_s = 0
 
-Under a budget, e is the smallest share, the same for all layers, whose deployed net is within it.
+(4) is ours: the penalty over r^2 is weak where r is large, and without (4) what is dropped are not singular values of
+the net. Under a budget, the ranks in (5) are those of all layers together that drop least (`ironrank.ranks.fit`). One
+share for all layers was tried there: the spectra of full-rank training are so flat that it is one share of the rank,
+and the first and the last layer starve.
 
 When not to use it: where memory is short while training (full rank takes twice the dense weights, or more); to bound
 the condition number, which sparse singular values rather raise.
@@ -32,7 +37,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +46,15 @@ from ironrank.errors import IronrankError
 from ironrank.layers import parts
 from ironrank.linalg import USV
 from ironrank.linalg.precision import full_precision
+from ironrank.linalg.svd import checked_svd
 from ironrank.methods.base import Backward, Method, State
-from ironrank.ranks import parse_budget
+from ironrank.methods.lowrank import refuse_nothing
+from ironrank.ranks import fit, parse_budget
 from ironrank.ranks.cost import count_params
 from ironrank.settings import setting
-from ironrank.surgery import Plan, apply_plan, factored_layers, layers_with_core, plan
+from ironrank.surgery import Plan, apply_plan, deploy, factored_layers, plan, trained_cores
 
 PENALTIES = ("hoyer", "l1")
-_HALVINGS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,9 @@ class SVDPrune(Method):
             raise IronrankError(
                 "svd-prune decomposes dense layers, and this net is factored: start from a dense one"
             )
-        return apply_plan(model, self.plan(model))
+        made = self.plan(model)
+        refuse_nothing(made, self.label())
+        return apply_plan(model, made)
 
     @torch.no_grad()
     def init(self, model: nn.Module) -> State:
@@ -146,9 +154,9 @@ class SVDPrune(Method):
         Returns:
             Whether singular values were dropped yet.
         """
-        for _, layer in layers_with_core(model):
+        for _, layer in trained_cores(model):
             if torch.count_nonzero(layer.S - layer.S.diagonal().diag()):  # an average of weights, say
-                P, s, Qt = torch.linalg.svd(layer.S)
+                P, s, Qt = checked_svd(layer.S)
                 layer.set_factors(USV(layer.U @ P, s.diag(), layer.V @ Qt.mT))
         return {"pruned": torch.tensor(0)}
 
@@ -164,7 +172,7 @@ class SVDPrune(Method):
         """
         total: Tensor | float = 0.0
         sparsity = 0.0 if state["pruned"] else self.sparsity
-        for _, layer in layers_with_core(model):
+        for _, layer in trained_cores(model):
             total = total + self.orthogonality * (_apart(layer.U) + _apart(layer.V))
             if sparsity:
                 total = total + sparsity * _spread(layer.S.diagonal(), self.penalty_of)
@@ -189,7 +197,7 @@ class SVDPrune(Method):
             self.prune(model, optimizer)  # (4)
             state["pruned"] = torch.ones_like(state["pruned"])
         loss = backward()
-        for _, layer in layers_with_core(model):
+        for _, layer in trained_cores(model):
             if layer.S.grad is not None:
                 layer.S.grad = layer.S.grad.diagonal().diag()  # (3)
         optimizer.step()
@@ -213,50 +221,33 @@ class SVDPrune(Method):
 
     @torch.no_grad()
     def prune(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Drop the smallest singular values of each layer, in place: equation (4).
+        """Decompose the layers again and drop their small singular values, in place: equations (4) and (5).
 
         Args:
             model: The prepared model.
-            optimizer: Its optimizer, whose moments lose the same columns.
+            optimizer: Its optimizer, whose moments of these factors begin anew.
         """
-        layers = layers_with_core(model)
-        energy = self._energy_within(model, layers) if self.budget else self.energy
-        for _, layer in layers:
-            s = layer.S.diagonal()
-            keep = torch.argsort(s.abs(), descending=True, stable=True)[: rank_at(s, energy)].sort().values
-            if len(keep) < len(s):
-                before = {name: getattr(layer, name).shape for name in ("U", "S", "V")}
-                layer.set_factors(USV(layer.U[:, keep], s[keep].diag(), layer.V[:, keep]))
+        ranks = self._ranks(model) if self.budget else {}
+        for name, layer in trained_cores(model):
+            P, s, Qt = checked_svd(layer.matrix())
+            r = ranks[name] if self.budget else rank_at(s, self.energy)
+            layer.set_factors(USV(P[:, :r], s[:r].diag(), Qt[:r].mT))
+            for factor in (layer.U, layer.S, layer.V):
                 if optimizer is not None:
-                    _carry(optimizer, layer, before, keep)
+                    optimizer.state.pop(factor, None)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         """Refuse; see `Method.attach`."""
         raise IronrankError("svd-prune cannot be attached: it drops ranks during the training; use train")
 
-    def _energy_within(self, model: nn.Module, layers: list[tuple[str, Any]]) -> float:
-        """Return the smallest share of energy, the same for all layers, at which the net is within the budget."""
-        sizes = [math.prod(layer.weight_shape) for _, layer in layers]
-        held = sum(sum(factor.numel() for factor in layer.factors()) for _, layer in layers)
-        rest = count_params(model) - held
-        limit = parse_budget(self.budget).limit(rest + sum(sizes))
-        spectra = [layer.S.diagonal() for _, layer in layers]
-
-        def fits(energy: float) -> bool:
-            ranks = [rank_at(s, energy) for s in spectra]
-            thin = [
-                sum(parts(layer.weight_shape, layer.form, r))
-                for (_, layer), r in zip(layers, ranks, strict=True)
-            ]
-            return rest + sum(map(min, thin, sizes)) <= limit
-
-        low, high = 0.0, 1.0  # at 1 all ranks are 1
-        if fits(low):
-            return low
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-        return high
+    def _ranks(self, model: nn.Module) -> dict[str, int]:
+        """Return the ranks within the budget that drop least of all layers together."""
+        layers = dict(trained_cores(model))
+        chosen = fit(deploy(model, dense=True), layers, self.budget, form=self.form).by_name
+        ranks = {
+            name: chosen[name].rank or layer.rank for name, layer in layers.items()
+        }  # None: it stays dense
+        return cast(dict[str, int], ranks)
 
 
 def rank_at(s: Tensor, energy: float) -> int:
@@ -290,12 +281,3 @@ def _spread(s: Tensor, kind: str) -> Tensor:
     """Return h(s) of equation (2)."""
     size = s.abs().sum()
     return size if kind == "l1" else size / s.norm().clamp_min(torch.finfo(s.dtype).tiny)
-
-
-def _carry(optimizer: torch.optim.Optimizer, layer: Any, before: dict[str, Any], keep: Tensor) -> None:
-    """Let the moments of a layer's factors lose what the factors lost."""
-    for name, shape in before.items():
-        moments = optimizer.state.get(getattr(layer, name), {})
-        for key, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == shape:
-                moments[key] = (value[keep][:, keep] if name == "S" else value[:, keep]).contiguous()

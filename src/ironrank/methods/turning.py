@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ironrank.errors import IronrankError
 from ironrank.linalg import full_ranks, hosvd
+from ironrank.linalg.precision import HALF
 from ironrank.linalg.svd import checked_svd
 from ironrank.methods.moments import carry
 
@@ -132,3 +134,20 @@ def truncate(
     (a, b), change = rank, (P[:, : rank[0]].mT, Q[:, : rank[1]].mT)
     bases = layer.U @ P[:, :a], layer.V @ Q[:, :b]
     turn(layer, bases, change, C[:a, :b], optimizer, crossed)
+
+
+def refuse_half(model: nn.Module, label: str) -> None:
+    """Refuse weights held in half precision, in which bases lose orthonormality as they turn.
+
+    Args:
+        model: The model.
+        label: Name of the method.
+
+    Raises:
+        IronrankError: If there are some.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in HALF:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise IronrankError(f"{label}: '{name}' is {kind}: allowed are float32 and float64; "
+                                "hold weights in float32, and train under autocast")  # fmt: skip

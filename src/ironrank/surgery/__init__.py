@@ -14,6 +14,7 @@ from ironrank.surgery.find import (
     last_parameters,
     layers_with_core,
     replace,
+    trained_cores,
     weight_matrices,
     weighted_layers,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Pattern",
     "factored_layers",
     "layers_with_core",
+    "trained_cores",
     "last_match",
     "last_parameters",
     "weighted_layers",

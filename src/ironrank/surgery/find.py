@@ -27,6 +27,11 @@ def layers_with_core(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, layer) for name, layer in factored_layers(model) if layer.S is not None]
 
 
+def trained_cores(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return the factored layers whose core is trained, with their full names: what is frozen is left alone."""
+    return [(name, layer) for name, layer in layers_with_core(model) if layer.S.requires_grad]
+
+
 def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return all linear and convolution layers, dense or factored, with their full names."""
     kinds: tuple[type[nn.Module], ...] = (Factored, *FACTORED)

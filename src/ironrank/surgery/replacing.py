@@ -112,10 +112,7 @@ def _factored(row: Row, layer: Any, core: bool) -> Factored:
         )
     check_finite(row.name, layer)
     kind = factored_kind(type(layer), row.form)
-    new = kind.from_dense(layer, row.rank, core or row.form == "tucker2", row.form)
-    for key, parameter in new.named_parameters():  # what was frozen stays frozen
-        parameter.requires_grad_(getattr(layer, "bias" if key == "bias" else "weight").requires_grad)
-    return new
+    return kind.from_dense(layer, row.rank, core or row.form == "tucker2", row.form)
 
 
 def _tilted(row: Row, layer: Any, seen: Moments) -> Any:
