@@ -397,7 +397,8 @@ def test_attached_refuses_a_closure():
 def test_attached_refuses_what_it_cannot_serve():
     net = small_net()
     with pytest.raises(
-        IronrankError, match=r"no layer of the model holds U, S and V that are trained; call ironrank\.factorize"
+        IronrankError,
+        match=r"no layer of the model holds U, S and V that are trained; call ironrank\.factorize",
     ):
         CondLR().attach(net, torch.optim.SGD(net.parameters()))
     bare = UV(keep=0.5).prepare(small_net())
