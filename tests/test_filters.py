@@ -194,6 +194,32 @@ def test_what_cannot_be_narrowed_stays_whole():
     assert (small.deep.groups, small.three.in_channels, small.four.in_channels) == (4, 8, 6)
 
 
+class Joined(nn.Module):
+    """A convolution that reads two others, or one and the input."""
+
+    def __init__(self, image: bool):
+        super().__init__()
+        self.image, self.a, self.b = image, nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 48, 3, padding=1)
+        self.c, self.fc = nn.Conv2d(51 if image else 64, 32, 3, padding=1), nn.Linear(32, 10)
+
+    def forward(self, x):
+        a = self.a(x)
+        joined = torch.cat([x if self.image else a, self.b(a)], 1)
+        return self.fc(self.c(joined).mean((2, 3)))
+
+
+@pytest.mark.parametrize("image, exclude", [(True, ()), (False, ()), (False, ("a",)), (False, ("b",))])
+@pytest.mark.parametrize("cost", ["params", "bytes", "macs"])
+def test_channels_that_nobody_prunes_beside_others_count_whole(cost, image, exclude):
+    net, x = Joined(image), pixels(1)
+    count = {"params": count_params, "bytes": count_bytes, "macs": lambda model: count_macs(model, x)}[cost]
+    method = Magnitude(budget=f"{cost}=3x", input_shape=(3, 32, 32), exclude=exclude)
+    plan = method.plan(net)
+    small = method.prepare(copy.deepcopy(net))
+    assert small(x).shape == (1, 10)
+    assert (plan.before, plan.after) == (count(net), count(small)) and plan.after <= plan.before / 3
+
+
 def test_layers_may_be_excluded():
     net = trained("resnet18")
     all_names = [group.name for group in find_groups(net)]

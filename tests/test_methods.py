@@ -112,6 +112,7 @@ def test_a_pace_that_somebody_has_set_stays(name):
     method = METHODS[name]()
     given = replace(method, **{key: 7 for key in ("steps", "every") if hasattr(method, key)})
     assert given.paced(60) == given.paced(6000) == given
+    assert method.paced(600, given=("steps", "every")) == method
 
 
 @pytest.mark.parametrize("kind, key, pace", [(CSTAR, "every", 10), (ADMMFilters, "every", 10),

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import torch
 from torch import nn
 
+from cases import tiny_run
 from ironrank.attacks import FGSM, FGSMRS, PGD
+from ironrank.comparison.question import stages_of
+from ironrank.compression import compress_run
+from ironrank.config import build_run
 from ironrank.objectives import Madry, Memory, Trades
 from ironrank.recipes import RECIPES
+from ironrank.training import train
+from ironrank.training.looking import Look
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 class Recorder(nn.Module):
@@ -75,3 +88,35 @@ def test_only_trainings_from_random_weights_ramp():
             found.append(run.objective.ramp)
             run = run.start
         assert found == ramps, mode
+
+
+def test_an_eps_that_somebody_sets_to_grow_grows_once():
+    run = build_run("cstar/lenet5-mnist", ["mode=cstar", "objective.ramp=900"])
+    assert [stage.objective.ramp for stage in stages_of(run)] == [900, 0, 0]
+    assert build_run("cstar/lenet5-mnist", ["mode=dense", "objective.ramp=900"]).objective.ramp == 900
+
+
+def test_what_is_compressed_has_learned_at_the_full_eps(mnist, tmp_path):
+    ramping = Madry(attack=FGSM(eps=0.1), ramp=3)
+    dense = train(tiny_run(mnist, objective=ramping, epochs=1), tmp_path / "dense")
+    for method in ("svd", "cstar"):
+        run = compress_run(dense, method, budget="params=2x")
+        assert all(stage.objective == Madry(attack=FGSM(eps=0.1)) for stage in stages_of(run))
+    again = compress_run(dense, "cstar", ["objective.ramp=2"], budget="params=2x")
+    assert [stage.objective.ramp for stage in stages_of(again)] == [2, 0]
+    assert compress_run(dense, "svd", objective=ramping, budget="params=2x").objective == ramping
+
+
+def test_the_guard_looks_at_the_ball_that_is_trained_in(mnist, tmp_path, monkeypatch):
+    seen = []
+
+    def fake(model, images, threat, seed):
+        seen.append(threat)
+        return Look(0.5, 0.5)
+
+    monkeypatch.setattr("ironrank.training.loop.look", fake)
+    run = tiny_run(mnist, objective=Madry(attack=FGSM(eps=0.2), ramp=9), epochs=3)
+    folder = train(run, tmp_path / "run")
+    steps = [line["step"] for line in lines_of(folder) if "epoch" in line]
+    assert steps[0] < 9 < steps[-1], "eps grows beyond the first epoch, and has its full size at the end"
+    assert seen == [("Linf", pytest.approx(0.2 * min(1, (step + 1) / 10))) for step in steps]

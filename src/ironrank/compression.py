@@ -8,8 +8,9 @@
     admm-filters        the method; then fine-tuning            half, and half                   the same, and a tenth
 
 Fine-tuning is plain (`ironrank.methods.Dense` trains what is left as it is), or, after CSTAR and with a condition,
-CondLR's. At the full learning rate free factors of trained weights diverge within a few steps. What is set by hand is
-taken as it is.
+CondLR's. At the full learning rate free factors of trained weights diverge within a few steps. What a method counts in
+steps is a share of those it has (`Method.paced`). An objective whose eps grew has its full eps from the first step on.
+What is set by hand is taken as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ironrank.data import Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.files import read_json
 from ironrank.models import Given, Model
-from ironrank.recipes.stages import fine_tuned, gentle
+from ironrank.recipes.stages import at_full_eps, fine_tuned, gentle, steps_of
 from ironrank.settings import hints_of
 from ironrank.training import Run, decode_run, initial_model
 
@@ -83,6 +84,9 @@ def compress_run(
         run = dataclasses.replace(run, optimizer=gentle(run))
     sized = [] if budget is None else [("method.budget", budget)]
     run = override(run, [("method", method), *sized, *pairs])
+    steps = steps_of(run, run.epochs - run.epochs // 2 if method in TWO_STAGES else run.epochs)
+    given = [path.removeprefix("method.") for path, _ in pairs]
+    run = dataclasses.replace(run, method=run.method.paced(steps, given))
     return fine_tuned(run, condition) if method in TWO_STAGES else run
 
 
@@ -113,7 +117,7 @@ def _source(folder: Path | str | None, settings: dict[str, Any], pairs: list[Pai
     folder = Path(folder)
     if not (folder / "run.json").is_file() and (folder / WHICH["best"]).is_file():
         return _described(str(folder), str(folder), settings, pairs)
-    return dataclasses.replace(_trained(folder), start=str(folder), **settings)
+    return dataclasses.replace(at_full_eps(_trained(folder)), start=str(folder), **settings)
 
 
 def _described(what: str, start: str | None, settings: dict[str, Any], pairs: list[Pair]) -> Run:

@@ -8,7 +8,8 @@
     start=runs/dense             an earlier run folder; ``none`` where that is allowed
 
 A run whose ``start`` is a run of its own has two stages that must agree: what does not concern ``method``,
-``epochs`` or ``start`` reaches the earlier stage too, where it has that setting.
+``epochs`` or ``start`` reaches the earlier stage too, where it has that setting. ``objective.ramp`` is the first
+stage's alone: in each further one eps would grow anew.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ironrank.settings import Settings, hints_of, number, settings_in
 from ironrank.training import FAMILIES, Run
 
 OF_ONE_STAGE = ("start", "method", "epochs")
+OF_FIRST_STAGE = ("objective.ramp",)  # each stage would let eps grow anew
 Pair = tuple[str, str]
 
 
@@ -82,6 +84,8 @@ def override(run: Run, pairs: Iterable[Pair], arguments: Iterable[str] = ()) -> 
 
 def _override(run: Run, path: str, text: str) -> Run:
     parts = path.split(".")
+    if isinstance(run.start, Run) and path in OF_FIRST_STAGE:
+        return dataclasses.replace(run, start=_override(run.start, path, text))
     run = _set(run, [], parts, text)
     if isinstance(run.start, Run) and parts[0] not in OF_ONE_STAGE and _has(run.start, parts):
         run = dataclasses.replace(run, start=_override(run.start, path, text))

@@ -13,7 +13,7 @@ from ironrank.attacks.base import Attack
 from ironrank.errors import IronrankError, nearest
 from ironrank.methods import METHODS, Dense, Method
 from ironrank.objectives import Clean, Madry, Objective
-from ironrank.recipes.stages import ABLATION, images_of
+from ironrank.recipes.stages import ABLATION, at_full_eps, images_of
 from ironrank.settings import encode
 from ironrank.training import Run
 from ironrank.training.folder import identity
@@ -174,7 +174,7 @@ def _dense(stages: Sequence[Run]) -> tuple[Run, float]:
     share = (
         (1 + 1e-9) * steps * first.batch_size / (first.epochs * images_of(first))
     )  # rounded down to steps later
-    return dataclasses.replace(base, objective=dataclasses.replace(base.objective, ramp=0)), share  # type: ignore[call-arg]
+    return at_full_eps(base), share
 
 
 def _names(methods: str | Sequence[str]) -> list[str]:

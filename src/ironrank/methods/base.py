@@ -19,7 +19,7 @@ the optimizer's moments over itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -153,18 +153,20 @@ class Method(Settings):
         """
         return None
 
-    def paced(self, steps: int) -> Self:
+    def paced(self, steps: int, given: Collection[str] = ()) -> Self:
         """Return these settings for a training of so many steps.
 
         Args:
             steps: Steps that the method is given.
+            given: Names of settings that stay, though they may be at their defaults.
 
         Returns:
-            The method; what it counts in steps, and nobody has set, is a share of them.
+            The method; what it counts in steps, and is neither given nor off its default, is a share of them.
         """
-        paces = self.paces(steps).items()
+        free = {key: pace for key, pace in self.paces(steps).items() if key not in given}
         return replace(
-            self, **{key: pace for key, pace in paces if getattr(self, key) == getattr(type(self), key)}
+            self,
+            **{key: pace for key, pace in free.items() if getattr(self, key) == getattr(type(self), key)},
         )
 
     def paces(self, steps: int) -> dict[str, int]:

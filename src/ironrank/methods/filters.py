@@ -3,10 +3,6 @@
 A filter is a channel with all that makes and reads it, a group is a set of channels that layers lose together
 (`ironrank.surgery.filters`). All groups keep the same share of their filters, the largest one whose net is within the
 budget: the methods differ in which filters stay, and in how the net is led there.
-
-The cost of a net without some of its filters follows from its tensors, which are cut along outputs, inputs, or both:
-
-    numel' = numel (outputs' / outputs) (inputs' / inputs)          exact, outputs and inputs being factors of numel
 """
 
 from __future__ import annotations
@@ -14,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError, nearest
 from ironrank.methods.base import Method
-from ironrank.ranks import parse_budget, sites
+from ironrank.methods.filter_cost import FilterCost
+from ironrank.ranks import parse_budget
 from ironrank.ranks.budget import shown
 from ironrank.settings import setting
 from ironrank.surgery import Group, find_groups, remove, weighted_layers
@@ -121,7 +118,7 @@ class FilterPruning(Method):
         if not groups:
             raise IronrankError(f"{self.label()}: this net has no filters that could be removed")
         budget = parse_budget(self.budget)
-        count = _Count(model, groups, budget.cost, self.input_shape)
+        count = FilterCost(model, groups, budget.cost, self.input_shape)
         before = count(self._kept(groups, _SHARES))
         limit = budget.limit(before)
         low, high = 0, _SHARES + 1
@@ -218,71 +215,3 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise IronrankError(f"no layer matches '{pattern}': {nearest(pattern, names)}")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-class _Tensor(NamedTuple):
-    """What one tensor costs: a number times the shares of outputs and inputs that stay."""
-
-    cost: int
-    outputs: tuple[tuple[str, int], ...]  # group and number of its channels
-    inputs: tuple[tuple[str, int], ...]
-
-
-class _Count:
-    """The cost of a net without some of its filters, from the shapes of its tensors."""
-
-    def __init__(
-        self, model: nn.Module, groups: Sequence[Group], cost: str, input_shape: Sequence[int]
-    ) -> None:
-        self._sizes = {group.name: group.size for group in groups}
-        sides: dict[tuple[str, str], list[tuple[str, int]]] = {}
-        for group in groups:
-            for member in group.members:
-                sides.setdefault((member.layer, member.side), []).append((group.name, member.where.numel()))
-        self._tensors = [
-            _Tensor(
-                number,
-                tuple(sides.get((layer, "out"), ())),
-                tuple(sides.get((layer, "in"), ())) if wide else (),
-            )
-            for layer, number, wide in _costs(model, cost, input_shape)
-        ]
-
-    def __call__(self, kept: Mapping[str, int]) -> int:
-        """Return the cost where so many filters of each group stay."""
-        total = 0
-        for number, outputs, inputs in self._tensors:
-            for side in (outputs, inputs):
-                if side:
-                    channels = sum(size for _, size in side)
-                    stay = sum(size // self._sizes[name] * kept[name] for name, size in side)
-                    number = number // channels * stay
-            total += number
-        return total
-
-
-def _costs(model: nn.Module, cost: str, input_shape: Sequence[int]) -> list[tuple[str, int, bool]]:
-    """Return layer, cost, and whether it has inputs too, of every tensor of a net."""
-    if cost == "macs":
-        names = [name for name, _ in weighted_layers(model)]
-        example = next(model.parameters()).new_zeros(1, *input_shape)
-        return [(site.name, site.out * _product(site.shape), True) for site in sites(model, names, example)]
-    found, seen = [], set()
-    for name, layer in model.named_modules():
-        own: list[Any] = list(layer.parameters(recurse=False))
-        if cost == "bytes":
-            own += [
-                b
-                for key, b in layer.named_buffers(recurse=False)
-                if key not in layer._non_persistent_buffers_set
-            ]
-        for tensor in own:
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                size = tensor.element_size() if cost == "bytes" else 1
-                found.append((name if tensor.ndim else "", tensor.numel() * size, tensor.ndim > 1))
-    return found
-
-
-def _product(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())

@@ -54,6 +54,17 @@ class Objective(Settings):
         """Norm and eps that it trains against; None where there is no adversary."""
         return None
 
+    def threat_now(self, memory: Memory) -> tuple[str, float] | None:
+        """Return norm and eps of the next step, which differ from `threat` while eps grows.
+
+        Args:
+            memory: Of this objective.
+
+        Returns:
+            As `threat`.
+        """
+        return self.threat
+
     @property
     def attack_steps(self) -> int:
         """Gradient steps of the adversary on each batch; 0 where there is none."""

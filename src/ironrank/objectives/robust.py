@@ -49,6 +49,10 @@ class Robust(Objective):
         """Norm and eps of the attack."""
         return self.attack.norm, self.attack.eps
 
+    def threat_now(self, memory: Memory) -> tuple[str, float] | None:
+        """Return norm and eps of the next step; see `Objective.threat_now`."""
+        return self._now(memory).threat
+
     @property
     def attack_steps(self) -> int:
         """Those of the attack."""

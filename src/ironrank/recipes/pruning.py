@@ -23,7 +23,7 @@ from collections.abc import Callable
 from ironrank.errors import IronrankError, nearest
 from ironrank.methods import ADMMFilters, Magnitude, Method, Scores, SVDPrune
 from ironrank.recipes import cstar
-from ironrank.recipes.stages import course
+from ironrank.recipes.stages import at_full_eps, course
 from ironrank.training import Run
 
 KINDS: dict[str, Callable[..., Method]] = {
@@ -76,5 +76,4 @@ def _staged(run: Run, mode: str, ratio: float, tiny: bool, ramp: float = 0.0) ->
     method = KINDS[mode](budget=f"params={ratio:g}x")
     if tiny and isinstance(method, (Scores, SVDPrune)):
         method = dataclasses.replace(method, steps=2)  # the data may be small as well
-    plain = dataclasses.replace(run, objective=dataclasses.replace(run.objective, ramp=0))  # type: ignore[call-arg]
-    return course(plain, method, ramp=0.0 if tiny else ramp)
+    return course(at_full_eps(run), method, ramp=0.0 if tiny else ramp)

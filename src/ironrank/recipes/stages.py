@@ -83,10 +83,17 @@ def ramped(run: Run, share: float) -> Run:
     """
     if run.objective.threat is None or not share:
         return run
-    steps = _steps(run, share * run.epochs)
+    steps = steps_of(run, share * run.epochs)
     if steps == 0:
         return run
     return dataclasses.replace(run, objective=dataclasses.replace(run.objective, ramp=steps))  # type: ignore[call-arg]
+
+
+def at_full_eps(run: Run) -> Run:
+    """Return a run whose attack has its full eps from the first step on."""
+    if not getattr(run.objective, "ramp", 0):
+        return run
+    return dataclasses.replace(run, objective=dataclasses.replace(run.objective, ramp=0))  # type: ignore[call-arg]
 
 
 def images_of(run: Run) -> float:
@@ -124,7 +131,7 @@ def course(run: Run, method: Method, condition: float | None = None, ramp: float
         IronrankError: If there are fewer epochs than stages.
     """
     if method.begins == "random":
-        return ramped(dataclasses.replace(run, method=method.paced(_steps(run, run.epochs))), ramp)
+        return ramped(dataclasses.replace(run, method=method.paced(steps_of(run, run.epochs))), ramp)
     cut = method.ends == "cut"
     least = 3 if cut else 2
     if run.epochs < least:
@@ -133,16 +140,16 @@ def course(run: Run, method: Method, condition: float | None = None, ramp: float
         )
     later = 2 * max(1, run.epochs // 4) if cut else run.epochs // 2
     dense = ramped(dataclasses.replace(run, epochs=run.epochs - later), ramp)
-    paced = method.paced(_steps(run, later // 2 if cut else later))
+    paced = method.paced(steps_of(run, later // 2 if cut else later))
     after = dataclasses.replace(run, epochs=later, start=dense, method=paced)
     if cut:
         return fine_tuned(after, condition)
     return dataclasses.replace(after, optimizer=gentle(run)) if method.gentle else after
 
 
-def _steps(run: Run, epochs: float) -> int:
-    """Return the whole steps of so many epochs."""
-    return int(epochs * images_of(run) / run.batch_size)
+def steps_of(run: Run, epochs: float) -> int:
+    """Return the whole steps of so many epochs; replays of a batch count."""
+    return int(epochs * images_of(run) / run.batch_size * run.objective.steps_per_batch)
 
 
 @functools.cache  # a dozen plans are made for one answer
@@ -180,7 +187,10 @@ def fine_tuned(run: Run, condition: float | None = None) -> Run:
     """
     first = dataclasses.replace(run, epochs=run.epochs - run.epochs // 2)
     method: Method = Dense() if condition is None else CondLR(tau=condition)
-    return dataclasses.replace(run, start=first, method=method, optimizer=gentle(run), epochs=run.epochs // 2)
+    after = dataclasses.replace(
+        run, start=first, method=method, optimizer=gentle(run), epochs=run.epochs // 2
+    )
+    return at_full_eps(after)
 
 
 def gentle(run: Run) -> Optimizer:

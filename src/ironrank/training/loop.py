@@ -180,7 +180,8 @@ class Job(Held):
 
     def look(self) -> Look | None:
         """Compare a weak and a strong attack on held-out images, where training could have learned to fool its own."""
-        threat, guard = self.objective.threat, self.run.guard
+        # in the ball of the next step: in a larger one a healthy net too is fooled by many steps and not by one
+        threat, guard = self.objective.threat_now(self.memory), self.run.guard
         if threat is None or not guard.looks(self.objective) or not len(self.validation):
             return None
         seen = look(self.model, self.validation.first(guard.images), threat, mix(self.run.seed, "guard"))
