@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ironrank.comparison.grid import JUDGED, TRAINED, Cell, release, side_by_side, work
+from ironrank.comparison.grid import JUDGED, TRAINED, Cell, side_by_side, work
 from ironrank.errors import IronrankError
 from ironrank.files import read_json, write_json, write_text
 from ironrank.training import Run
@@ -57,7 +57,6 @@ def run_all(
         ]
         work(options.out, chosen, functools.partial(judge, n=options.n), functools.partial(print, flush=True))
         return
-    release(options.out)
     try:
         side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
     except IronrankError as error:

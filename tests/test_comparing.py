@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from unittest import mock
 
 import pytest
 
 import ironrank
 from ironrank import comparing
 from ironrank.cli import main
-from ironrank.comparison import page, words
+from ironrank.comparison import figures, page, remarks, words
 from ironrank.comparison.difference import Difference
 from ironrank.training import loop
 
@@ -19,6 +20,12 @@ TINY = ["tiny=true", "epochs=1", "data.validation=0.99", "validate_images=8", "v
         "objective.attack.steps=1", "batch_size=50"]  # fmt: skip
 CALL = ["compare", "demo", "--methods", "uv,condlr", "--budgets", "50,80", "--seeds", "1", "--n", "8", "--steps", "2",
         "--restarts", "1", *(word for text in TINY for word in ("--set", text))]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nets_that_learnt_little_count():
+    with mock.patch("ironrank.comparison.findings.LEARNT", 0.0):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +161,44 @@ def test_nets_that_learnt_nothing_and_gradients_that_hide_are_warned_of(made):
     result = json.loads((made / "table.json").read_text())
     row = result["rows"][0]
     result["rows"], row["clean"]["mean"] = [row], 0.1
-    assert "near chance" in words.warnings(result)[0]
+    assert "near chance" in remarks.warnings(result)[0]
     row["clean"]["mean"], row["curve"][-1]["accuracy"] = 0.9, 0.8
-    assert "its gradient may be hidden" in words.warnings(result)[0]
+    assert "its gradient is hidden" in remarks.warnings(result)[0]
     row["curve"][-1]["accuracy"] = 0.0
-    assert words.warnings(result) == []
+    row["latency"] |= {"ratio": 0.8, "ratio_q1": 0.79, "ratio_q3": 0.81}
+    assert remarks.warnings(result) == []
+    row["latency"]["ratio_q3"] = 5.1
+    assert (
+        "time of 1 of 1 nets" in remarks.warnings(result)[0]
+        and "quiet machine" in remarks.warnings(result)[0]
+    )
+
+
+def test_what_another_process_works_on_is_missing(made):
+    result = json.loads((made / "table.json").read_text())
+    result["rows"][1] |= {"seeds": [], "pending": [0, 2]}
+    where = words.label_of(result["rows"][1])
+    assert (
+        f"{where}, {result['rows'][1]['training']} training, seed 0, 2: not done, another process works on it"
+        in remarks.missing(result)[0]
+    )
+
+
+def test_latencies_are_compared_by_what_is_paired(made):
+    result = json.loads((made / "table.json").read_text())
+    for row, ratio in zip(result["rows"], (1.0, 0.5, 0.9, 0.7, 0.6), strict=False):
+        row["latency"] |= {"ratio": ratio, "median": 1 / ratio}  # in ms the order is the opposite one
+    plate = figures.pareto(result, "latency")
+    first = next(panel.alt for panel in plate.panels)
+    assert "% of the dense net's (paired" in first
+    net = words.label_of(result["rows"][1])
+    assert f"{net} 50" in first and "dense 100" in first
 
 
 def test_what_is_missing_is_said_and_names_are_escaped(made):
     result = json.loads((made / "table.json").read_text())
     gone = {"training": "clean", "net": "<b>", "budget": 90.0, "seeds": [], "failed": {"0": "loss is <nan>"},
-            "left_out": None}  # fmt: skip
+            "pending": [], "left_out": None}  # fmt: skip
     left = gone | {"net": "scores", "failed": {}, "left_out": "too small"}
     result["rows"] += [gone, left]
     source = page.render(result)

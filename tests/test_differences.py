@@ -14,16 +14,18 @@ from cases import tiny_run
 from expect import refuses
 from ironrank.attacks import PGD
 from ironrank.comparison.cells import by_params, cells_of
-from ironrank.comparison.difference import difference
+from ironrank.comparison.difference import STUDENT, difference
 from ironrank.comparison.findings import findings, points
-from ironrank.comparison.judging import course_over, survivors
+from ironrank.comparison.judging import course_over, radii_of, survivors
 from ironrank.comparison.main import settings_of
-from ironrank.comparison.question import ADVERSARIAL, CLEAN, ask, objectives, stages_of
+from ironrank.comparison.question import ADVERSARIAL, CLEAN, Protocol, ask, objectives, stages_of
+from ironrank.comparison.table import Group
 from ironrank.comparison.timing import MEASUREMENTS, by_latency, paired, search, untrained
 from ironrank.config import build_run
 from ironrank.data import Images
 from ironrank.errors import IronrankError
 from ironrank.files import read_json
+from ironrank.judge.evaluate import CURVE
 from ironrank.methods import METHODS, CondLR, Dense
 from ironrank.models import count
 from ironrank.objectives import Clean, Madry
@@ -90,6 +92,27 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         found = difference(hits(4, 100, 0.6, 2 * trial), hits(4, 100, 0.5, 2 * trial + 1), draws=400)
         covered += found.low <= 0.1 <= found.high
     assert 88 <= covered <= 100
+
+
+def test_the_interval_is_at_least_that_of_student_over_seeds():
+    rng, shown = np.random.default_rng(0), 0
+    for _ in range(150):  # no difference but that of seeds
+        rates = np.clip(0.5 + 0.06 * rng.standard_normal((2, 3, 1)), 0, 1)
+        a, b = (torch.tensor(rng.random((3, 300)) < rate) for rate in rates)
+        found = difference(a, b, draws=200)
+        means = (a.double() - b.double()).mean(1).numpy()
+        half = 4.302653 * means.std(ddof=1) / math.sqrt(3)
+        assert found.low <= means.mean() - half * 0.9999 and found.high >= means.mean() + half * 0.9999
+        shown += found.verdict != "no difference shown"
+    assert shown <= 12
+
+
+def test_the_quantiles_are_those_of_student():
+    for k, quantile in enumerate(STUDENT, 1):
+        t = np.linspace(0, quantile, 200_001)
+        log_scale = math.lgamma((k + 1) / 2) - math.lgamma(k / 2) - 0.5 * math.log(k * math.pi)
+        inside = 2 * np.trapezoid(np.exp(log_scale) * (1 + t**2 / k) ** (-(k + 1) / 2), t)
+        assert inside == pytest.approx(0.95, abs=2e-5)
 
 
 def test_points_are_percentage_points():
@@ -255,6 +278,60 @@ def test_two_nets_are_timed_in_turn(mnist):
 def test_objectives_keep_what_the_recipe_says(mnist):
     run = tiny_run(mnist, objective=Madry(attack=PGD(eps=0.2, steps=3), label_smoothing=0.1))
     assert objectives(run) == {CLEAN: Clean(label_smoothing=0.1), ADVERSARIAL: run.objective}
+
+
+def groups_of(**nets):
+    """Groups of one budget from the accuracies of their seeds, clean and under attack, without folders."""
+
+    class Fake(Group):
+        def hits(self, which, seeds):
+            return torch.stack(
+                [torch.arange(1000) < 1000 * self.judged[seed][which] for seed in seeds]
+            ).double()
+
+    found = {}
+    for net, (clean, robust) in nets.items():
+        kind = ("clean", net.replace("_", "-"), None if net == "dense" else 50)
+        judged = {
+            seed: {"clean": clean, "robust": value, "curve": value} for seed, value in enumerate(robust)
+        }
+        found[kind] = Fake(kind, judged, {})
+    return found
+
+
+def test_a_net_is_best_where_it_has_learnt_and_has_all_seeds(mnist):
+    asked = question(tiny_run(mnist), "uv,condlr,svd", (50,))
+    found = groups_of(dense=(0.9, [0.5, 0.5]), narrow=(0.9, [0.3, 0.3]), uv=(0.9, [0.6, 0.6]),
+                      condlr=(0.1, [0.9, 0.9]), svd=(0.9, [0.8]))  # fmt: skip
+    text = " ".join(findings(asked, found))
+    assert "at 50 % uv (60.0 %, shown to be higher than all others)" in text
+    assert "condlr" not in text, "one answer to everything withstands every attack"
+    assert "over images and 1 or 2 seeds (with one seed images alone)" in text
+    close = groups_of(narrow=(0.9, [0.3, 0.3]), uv=(0.9, [0.6, 0.61]), svd=(0.9, [0.61, 0.6]))
+    assert "uv (60.5 %; no difference shown to svd)" in " ".join(findings(asked, close))
+    floor = groups_of(dense=(0.9, [0.0, 0.0]), narrow=(0.9, [0.0, 0.0]), uv=(0.9, [0.0, 0.001]))
+    assert "at 50 % none: all are below 1.0 %" in " ".join(findings(asked, floor))
+
+
+def test_conditioning_is_compared_with_the_same_net_without_its_bound(mnist):
+    chain = build_run("cstar/lenet5-mnist", [])
+    asked = question(chain, "uv", (50,), ablation=True, settings=settings_of("cstar/lenet5-mnist"))
+    free, bound = (replace(asked, ablation=True).method(net) for net in ("condlr-unbounded", "condlr"))
+    assert free.tau >= 1e6 and replace(free, tau=bound.tau) == bound and bound.scale == "norm"
+    found = groups_of(condlr=(0.9, [0.7, 0.7]), condlr_unbounded=(0.9, [0.5, 0.5]), uv=(0.9, [0.4, 0.4]))
+    text = " ".join(findings(asked, found))
+    assert (
+        "(condlr against condlr-unbounded, else the same) change the accuracy under attack by +20.0 points"
+        in text
+    )
+    assert "condlr instead of two free factors (uv) changes it by +30.0 points" in text
+
+
+def test_the_curve_ends_where_every_image_can_be_grey(mnist):
+    images = Images(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.tensor([0]))
+    small, large = (Protocol(norm, eps, 8, 2, 1) for norm, eps in (("L2", 0.1), ("Linf", 0.1)))
+    assert radii_of(small, images)[-2:] == [0.5, 14.0]
+    assert radii_of(large, images)[-1] == 0.5 and len(radii_of(large, images)) == len(CURVE)
 
 
 def test_without_numbers_there_is_nothing_to_say(mnist):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +13,7 @@ import pytest
 from cases import tiny_run
 from expect import refuses
 from ironrank.comparison import grid
-from ironrank.comparison.grid import release, shared, side_by_side, stage_name, take, taken, work
+from ironrank.comparison.grid import shared, side_by_side, stage_name, take, taken, work
 from ironrank.files import read_json
 from ironrank.methods import SVD
 from ironrank.training import train
@@ -25,17 +23,21 @@ def judge(folder, run):
     return {"method": run.method.name, "trained": (folder / "last.safetensors").is_file()}
 
 
-def mark(folder, by):
-    made = folder.with_name(folder.name + ".taken")
-    made.mkdir(parents=True)
-    (made / "by").write_text(by)
-    return made
+def held_elsewhere(folder, seconds=60):
+    """A process that has taken a folder, and keeps it until it is killed."""
+    program = (
+        "import sys, time; from pathlib import Path; from ironrank.comparison.grid import taken\n"
+        f"with taken(Path({str(folder)!r})) as mine:\n    print(mine, flush=True); time.sleep({seconds})"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "True\n"
+    return holder
 
 
-def dead_process() -> int:
-    done = subprocess.Popen([sys.executable, "-c", "pass"])
-    done.wait()
-    return done.pid
+def end(holder):
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
 
 
 def test_cells_are_trained_judged_and_kept(mnist, tmp_path):
@@ -50,7 +52,8 @@ def test_cells_are_trained_judged_and_kept(mnist, tmp_path):
     before = (tmp_path / "a" / "last.safetensors").stat().st_mtime_ns
     work(tmp_path, cells, lambda folder, run: pytest.fail("judged twice"), said.append)
     assert (tmp_path / "a" / "last.safetensors").stat().st_mtime_ns == before and len(said) == 3
-    assert not list(tmp_path.rglob("*.taken"))
+    with taken(tmp_path / "a") as mine:
+        assert mine, "nothing is held any more"
 
 
 def test_a_finished_cell_of_other_settings_is_refused(mnist, tmp_path):
@@ -75,46 +78,63 @@ def test_a_cell_that_was_cut_off_goes_on(mnist, tmp_path):
     assert lines == 2 and (tmp_path / "cell" / "judged.json").is_file()
 
 
-def test_what_others_hold_is_left_to_them(mnist, tmp_path):
+def test_a_cell_is_known_by_its_settings_before_it_is_judged(mnist, tmp_path):
+    run = tiny_run(mnist, epochs=0)
+    train(run, tmp_path / "cell")
+    with refuses("cell was trained with other settings", "(it differs in seed)"):
+        work(tmp_path, [("cell", replace(run, seed=3))], judge)
+    assert not (tmp_path / "cell" / "judged.json").exists()
+
+
+def test_a_training_that_stopped_while_writing_its_weights_goes_on(mnist, tmp_path):
+    run = tiny_run(mnist, epochs=2)
+    train(run, tmp_path / "whole")
+    train(run, tmp_path / "cell", until=1)
+    (tmp_path / "cell" / "last.safetensors").write_bytes(
+        (tmp_path / "whole" / "last.safetensors").read_bytes()
+    )
+    work(tmp_path, [("cell", run)], judge)
+    assert (tmp_path / "cell" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_others_hold_is_left_to_them_until_they_end(mnist, tmp_path):
     run = tiny_run(mnist, epochs=1)
-    mark(tmp_path / "cell", "another-machine 1")
-    assert take(tmp_path / "cell", run, judge) and not (tmp_path / "cell").exists()
-    mark(tmp_path / "stages" / stage_name(run), f"{socket.gethostname()} {os.getpid()}")
-    later = replace(run, method=SVD(keep=0.5), start=run)
+    later, stage = replace(run, method=SVD(keep=0.5), start=run), tmp_path / "stages" / stage_name(run)
+    cell, inner = held_elsewhere(tmp_path / "cell"), held_elsewhere(stage)
+    assert take(tmp_path / "cell", run, judge) and not (tmp_path / "cell" / "run.json").exists()
     assert shared(later, tmp_path / "stages") is None
-    assert not take(tmp_path / "later", later, judge) and not (tmp_path / "later.taken").exists()
+    assert not take(tmp_path / "later", later, judge)
+    end(cell), end(inner)  # killed: no chance to tidy up
+    assert take(tmp_path / "cell", run, judge) and take(tmp_path / "later", later, judge)
+    assert all((tmp_path / name / "judged.json").is_file() for name in ("cell", "later"))
 
 
-def test_a_cell_waits_for_its_stage(mnist, tmp_path, monkeypatch):
-    run = tiny_run(mnist, epochs=1)
-    held = mark(tmp_path / "stages" / stage_name(run), "another-machine 1")
+def test_a_cell_waits_for_its_stage_and_says_so(mnist, tmp_path, monkeypatch):
+    run, said = tiny_run(mnist, epochs=1), []
+    stage = tmp_path / "stages" / stage_name(run)
+    held, naps = held_elsewhere(stage), []
 
     def other(seconds):
-        train(run, tmp_path / "stages" / stage_name(run))
-        (held / "by").unlink()
-        held.rmdir()
+        naps.append(seconds)
+        if len(naps) == 2:
+            train(run, stage)
+            end(held)
 
     monkeypatch.setattr(grid.time, "sleep", other)
-    work(tmp_path, [("later", replace(run, method=SVD(keep=0.5), start=run))], judge)
+    work(tmp_path, [("later", replace(run, method=SVD(keep=0.5), start=run))], judge, said.append)
     assert (tmp_path / "later" / "judged.json").is_file()
+    assert said == ["waiting for stages that other processes are training", "later done"]
 
 
-def test_what_a_dead_process_had_taken_is_free(tmp_path):
-    mark(tmp_path / "cell", f"{socket.gethostname()} {dead_process()}")
+def test_a_folder_is_taken_once(tmp_path):
     with taken(tmp_path / "cell") as mine:
         assert mine
         with taken(tmp_path / "cell") as twice:
             assert not twice
-    assert not list(tmp_path.iterdir())
-
-
-def test_release_frees_what_was_left_behind_and_nothing_else(tmp_path):
-    mark(tmp_path / "stages" / "dead", f"{socket.gethostname()} {dead_process()}")
-    (tmp_path / "old.taken").mkdir()  # of earlier versions: no name in it
-    living = mark(tmp_path / "living", f"{socket.gethostname()} {os.getpid()}")
-    far = mark(tmp_path / "far", "another-machine 1")
-    release(tmp_path)
-    assert sorted(tmp_path.rglob("*.taken")) == sorted([living, far])
+    with taken(tmp_path / "cell") as again:
+        assert again
 
 
 def test_an_interrupted_cell_is_free_again(mnist, tmp_path):
@@ -124,7 +144,7 @@ def test_an_interrupted_cell_is_free_again(mnist, tmp_path):
     run = tiny_run(mnist, epochs=1)
     with pytest.raises(KeyboardInterrupt):
         work(tmp_path, [("cell", run)], interrupted)
-    assert not (tmp_path / "cell.taken").exists() and not (tmp_path / "cell" / "judged.json").exists()
+    assert not (tmp_path / "cell" / "judged.json").exists()
     work(tmp_path, [("cell", run)], judge)
     assert (tmp_path / "cell" / "judged.json").is_file()
 

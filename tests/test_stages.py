@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,14 +16,19 @@ import ironrank
 from cases import tiny_run
 from expect import refuses
 from ironrank.artifact import load_model
+from ironrank.attacks import FGSM
 from ironrank.config import override
+from ironrank.files import read_tensors, write_tensors
 from ironrank.judge import evaluate_folder
+from ironrank.judge.before import before
 from ironrank.linalg import condition_number
 from ironrank.methods import SVD, UV, CondLR, Dense
 from ironrank.models import Given
+from ironrank.objectives import Clean, Madry
 from ironrank.settings import encode
 from ironrank.surgery import factored_layers
-from ironrank.training import decode_run, train
+from ironrank.training import decode_run, initial_model, train
+from ironrank.training.start import handed_on
 
 
 class Mine(nn.Module):
@@ -173,3 +179,20 @@ def test_overrides_reach_every_stage(mnist):
     assert [stage.method for stage in stages] == [Dense(), SVD(keep=0.25), Dense()]
     assert [stage.optimizer.lr for stage in stages] == [0.1, 0.1, 0.5]
     assert {(stage.seed, stage.batch_size) for stage in stages} == {(5, 7)}
+
+
+def test_a_clean_stage_hands_on_its_last_weights_and_an_adversarial_one_its_best(mnist, tmp_path):
+    for name, objective in (("clean", Clean()), ("robust", Madry(attack=FGSM(eps=0.1)))):
+        dense = tiny_run(mnist, objective=objective, epochs=2)
+        folder = train(replace(dense, method=UV(keep=0.9), start=dense, epochs=0), tmp_path / name)
+        stage = folder / "start"
+        tensors, notes = read_tensors(stage / "last.safetensors")
+        write_tensors(stage / "model.safetensors", {key: value + 1 for key, value in tensors.items()}, notes)
+        assert handed_on(stage).name == ("last.safetensors" if name == "clean" else "model.safetensors")
+        shown = before(folder)["layers"][0]["singular_values"][0]
+        largest = {file: torch.linalg.svdvals(load_file(stage / f"{file}.safetensors")["conv1.weight"].flatten(1))[0]
+                   for file in ("last", "model")}  # fmt: skip
+        assert shown == pytest.approx(float(largest["last" if name == "clean" else "model"]), rel=1e-4)
+        again = initial_model(replace(dense, start=str(stage)), str(stage)).state_dict()
+        assert same(again, load_file(handed_on(stage)))
+    assert handed_on(ironrank.save(Mine(), tmp_path / "other")).name == "model.safetensors"

@@ -126,7 +126,7 @@ def outcome(result: Mapping[str, Any]) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    from ironrank.comparison import words
+    from ironrank.comparison import remarks, words
     from ironrank.console import table
 
     parts: list[Any] = []
@@ -135,5 +135,10 @@ def outcome(result: Mapping[str, Any]) -> Any:
         head = [column.label for column in whole.columns[:6]]
         rows = [[f"{cell.text} {cell.detail}".strip() for cell in line[:6]] for line in whole.rows]
         parts.append(table(head, rows, title=words.HEADS[training]))
-    lines = [*result["findings"], *words.warnings(result), *words.missing(result), *result["files"].values()]
+    lines = [
+        *result["findings"],
+        *remarks.warnings(result),
+        *remarks.missing(result),
+        *result["files"].values(),
+    ]
     return Group(*parts, *map(Text, lines))

@@ -120,7 +120,7 @@ def outcome(folder: Path | str) -> dict[str, Any]:
     epochs = [line for line in lines if "epoch" in line]
     best = max(epochs, key=_score, default=None)
     planned = decode_run(read_json(folder / "run.json")).epochs
-    events, finished = [line for line in lines if "event" in line], (folder / WHICH["last"]).is_file()
+    events, finished = [line for line in lines if "event" in line], (folder / WHICH["best"]).is_file()
     return {"folder": str(folder), "best": best, "epochs": len(epochs), "epochs_planned": planned,
             "finished": finished, "events": events}  # fmt: skip
 

@@ -6,7 +6,8 @@ worker.py      one of several processes        estimate.py    how long it would 
 timing.py      latency beside the dense net    judging.py     the judge of a cell
 difference.py  paired, with an interval        table.py       from cells to rows
 findings.py    ablation, sentences             words.py       tables as text
-main.py        `compare`
+remarks.py     what is said beside them        figures.py     plots
+page.py        HTML and Markdown               main.py        `compare`
 """
 
 from ironrank.comparison.main import compare

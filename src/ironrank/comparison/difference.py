@@ -4,8 +4,12 @@ With hits :math:`a_{si}, b_{si} \in \{0, 1\}` of seed s on image i, the differen
 :math:`d_{si} = a_{si} - b_{si}`. The bootstrap draws images and seeds with replacement, independently of each other,
 and averages again; the 2.5 % and 97.5 % quantiles of these averages are the interval (Efron 1979; two-way after
 McCullagh 2000, "Resampling and exchangeable arrays"). Drawing k seeds from k shrinks their variance by (k - 1) / k, so
-what a seed adds to its images is first stretched by :math:`\sqrt{k / (k - 1)}`. One seed says nothing about other
-seeds: its interval is over images alone.
+what a seed adds to its images is first stretched by :math:`\sqrt{k / (k - 1)}`.
+
+Where seeds differ more than images do, quantiles of so few draws are too narrow all the same: in our trials without a
+true difference, three seeds with a spread of 4 points left out zero in 18 of 100 cases. So the interval is made wide
+enough to hold Student's, over the means of the k seeds: mean :math:`\pm t_{k-1}\, s / \sqrt{k}`. One seed says nothing
+about other seeds: its interval is over images alone.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import torch
 from torch import Tensor
 
 DRAWS, AT_ONCE = 2000, 250
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
 class Difference(NamedTuple):
@@ -59,7 +65,17 @@ def difference(a: Tensor, b: Tensor, draws: int = DRAWS) -> Difference:
     generator = torch.Generator().manual_seed(0)
     means = [_draw(stretched, min(AT_ONCE, draws - done), generator) for done in range(0, draws, AT_ONCE)]
     low, high = torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975], dtype=d.dtype)).tolist()
-    return Difference(d.mean().item(), low, high, seeds, images)
+    mean, half = d.mean().item(), _half_of_student(d.mean(1))
+    return Difference(mean, max(-1.0, min(low, mean - half)), min(1.0, max(high, mean + half)), seeds, images)
+
+
+def _half_of_student(means: Tensor) -> float:
+    """Return half of Student's 95 % interval of the mean of so many values; 0 for a single one."""
+    k = len(means)
+    if k == 1:
+        return 0.0
+    quantile = STUDENT[min(k - 1, len(STUDENT)) - 1]  # beyond the table a little too wide
+    return quantile * means.std().item() / math.sqrt(k)
 
 
 def _draw(d: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ironrank.comparison import words
 from ironrank.comparison.words import Result
+from ironrank.judge.evaluate import CURVE
 from ironrank.report import text
 from ironrank.report.drawing import EDGE, Panel, Plate, legend, line
 from ironrank.report.palette import MUTED, style
@@ -24,7 +25,10 @@ Row = Mapping[str, Any]
 NEAR = 5  # costs within this factor need more ticks
 COSTS = {
     "size": ("Size against robustness", "deployed parameters (logarithmic)"),
-    "latency": ("Latency against robustness", "latency of one image, ms (logarithmic)"),
+    "latency": (
+        "Latency against robustness",
+        "time of one image, % of the dense net's (paired, logarithmic)",
+    ),
 }
 
 
@@ -62,11 +66,11 @@ def pareto(result: Result, kind: str) -> Plate | None:
 
 
 def _cost(row: Row, kind: str) -> float:
-    return float(row["params_deployed"] if kind == "size" else row["latency"]["median"])
+    return float(row["params_deployed"] if kind == "size" else 100 * row["latency"]["ratio"])
 
 
 def _alt(rows: Sequence[Row], kind: str) -> str:
-    unit = "parameters" if kind == "size" else "ms"
+    unit = "parameters" if kind == "size" else "% of the time"
     points = [
         f"{words.label_of(row)} {text.significant(_cost(row, kind))} {unit}, {text.percent(row['robust']['mean'])} %"
         for row in rows
@@ -144,8 +148,14 @@ def against_eps(result: Result) -> Plate | None:
 def _curves(axes: Axes, rows: Sequence[Row], places: Mapping[str, int], chance: float) -> None:
     axes.axhline(100 * chance, color=MUTED, linestyle=(0, (1, 2.5)), linewidth=1.2)
     for row in rows:
-        eps = [point["eps"] for point in row["curve"]]
-        line(axes, eps, [100 * point["accuracy"] for point in row["curve"]], places[row["net"]], sparse=True)
+        curve = row["curve"][: len(CURVE)]  # the radius of plain grey may lie far to the right
+        line(
+            axes,
+            [p["eps"] for p in curve],
+            [100 * p["accuracy"] for p in curve],
+            places[row["net"]],
+            sparse=True,
+        )
     axes.set_ylim(0, 100)
     axes.set_title("accuracy under attack, %")
     axes.set_xlabel("radius ε of the ball, pixel range 0 to 1")

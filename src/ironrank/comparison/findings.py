@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ironrank.comparison.difference import Difference
-from ironrank.comparison.question import ADVERSARIAL, CLEAN, DENSE, NARROW, Question
+from ironrank.comparison.question import ABLATION, ADVERSARIAL, CLEAN, DENSE, NARROW, Question
 from ironrank.comparison.table import Group, Kind, compared
-from ironrank.recipes.stages import ABLATION
+from ironrank.methods import UV
 from ironrank.report import text
 
 FLOOR = 0.01  # accuracies below this leave nothing to compare
+LEARNT = 1.5  # times chance: below that a net has learnt nothing
 WORDS = {"higher": "it helps", "lower": "it costs", "no difference shown": "no difference shown"}
 UNDER = {CLEAN: "Under clean training", ADVERSARIAL: "On top of adversarial training"}
 Found = Mapping[Kind, Group]
@@ -73,11 +74,13 @@ def findings(question: Question, found: Found) -> list[str]:
         found: What is judged.
 
     Returns:
-        Sentences; a question that the judged cells do not answer is left out.
+        Sentences; a question that the judged cells do not answer is left out, and so are nets that have learnt nothing.
     """
+    chance = 1 / question.base.data.spec.classes
+    found = {kind: group for kind, group in found.items() if _accuracies(group)["clean"] >= LEARNT * chance}
     said = [line for training in UNDER for line in _on_conditioning(question, found, training)]
     for training in dict.fromkeys(kind[0] for kind in found):
-        said += _best(question, found, training)
+        said += _against_free_factors(question, found, training) + _best(question, found, training)
         said += _against(question, found, training, NARROW, "narrow dense net of the same budget")
         said += _against(question, found, training, DENSE, "dense net")
     return said + _caution(found) if said else []
@@ -90,8 +93,8 @@ def _on_conditioning(question: Question, found: Found, training: str) -> list[st
         return []
     plain, bounded = ABLATION
     lines = [
-        f"{UNDER[training]}, bounded condition numbers ({bounded} against {plain}) change the accuracy under attack by "
-        f"{_each(known)}."
+        f"{UNDER[training]}, bounded condition numbers ({bounded} against {plain}, else the same) change the accuracy "
+        f"under attack by {_each(known)}."
     ]
     if all(_at_the_floor(found, training, budget) for budget, _ in known):
         lines.append(
@@ -99,6 +102,17 @@ def _on_conditioning(question: Question, found: Found, training: str) -> list[st
             f"all radii of the curve the change is {_each(_curves(found, training, question.budgets))}."
         )
     return lines
+
+
+def _against_free_factors(question: Question, found: Found, training: str) -> list[str]:
+    bounded, free = ABLATION[1], UV.name
+    pairs = [
+        (b, compared(found.get((training, bounded, b)), found.get((training, free, b))))
+        for b in question.budgets
+    ]
+    known = [(budget, pair) for budget, pair in pairs if pair is not None]
+    head = f"{UNDER[training]}, {bounded} instead of two free factors ({free}) changes it by"
+    return [f"{head} {_each(known)}."] if known else []
 
 
 def _curves(found: Found, training: str, budgets: Iterable[float]) -> list[tuple[float, Difference]]:
@@ -128,16 +142,27 @@ def points(found: Difference | Mapping[str, Any]) -> str:
 
 
 def _best(question: Question, found: Found, training: str) -> list[str]:
+    """Name the net of highest accuracy under attack of each budget, and those that are not shown to be lower."""
     parts = []
     for budget in question.budgets:
-        nets = {
-            net: _accuracies(g)["robust"] for (t, net, b), g in found.items() if (t, b) == (training, budget)
-        }
-        if len(nets) > 1:
-            best = max(nets, key=lambda net: nets[net])
-            parts.append(f"{best} at {budget:g} % ({text.percent(nets[best])} %)")
-    head = f"With {training} training the highest accuracy under attack has "
-    return [f"{head}{', '.join(parts)}."] if parts else []
+        nets = {net: group for (t, net, b), group in found.items() if (t, b) == (training, budget)}
+        most = max((len(group.judged) for group in nets.values()), default=0)
+        nets = {net: group for net, group in nets.items() if len(group.judged) == most}
+        if len(nets) < 2:
+            continue
+        robust = {net: _accuracies(group)["robust"] for net, group in nets.items()}
+        best = max(robust, key=lambda net: robust[net])
+        if robust[best] < FLOOR:
+            parts.append(f"at {budget:g} % none: all are below {text.percent(FLOOR)} %")
+            continue
+        pairs = {net: compared(nets[best], group) for net, group in nets.items() if net != best}
+        near = [net for net, pair in pairs.items() if pair is not None and pair.verdict != "higher"]
+        others = (
+            f"; no difference shown to {', '.join(near)}" if near else ", shown to be higher than all others"
+        )
+        parts.append(f"at {budget:g} % {best} ({text.percent(robust[best])} %{others})")
+    head = f"With {training} training the highest accuracy under attack has, "
+    return [f"{head}{'; '.join(parts)}."] if parts else []
 
 
 def _against(question: Question, found: Found, training: str, rival: str, words: str) -> list[str]:
@@ -157,7 +182,9 @@ def _against(question: Question, found: Found, training: str, rival: str, words:
 
 
 def _caution(found: Found) -> list[str]:
-    seeds = max(len(group.judged) for group in found.values())
-    over = "images alone, since there is one seed" if seeds == 1 else f"images and {seeds} seeds"
-    return [f"Intervals are 95 % each, by bootstrap over {over}; among many of them some leave out zero by chance. "
+    counts = sorted({len(group.judged) for group in found.values()})
+    many = " or ".join(map(str, counts))
+    over = "images alone, since there is one seed" if counts == [1] else f"images and {many} seeds"
+    over += " (with one seed images alone)" if 1 in counts[:-1] else ""
+    return [f"Intervals are 95 % each, over {over}; among many of them some leave out zero by chance. "
             "An accuracy under attack is an upper bound: a stronger attack can only lower it."]  # fmt: skip

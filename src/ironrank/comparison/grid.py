@@ -2,11 +2,11 @@
 
     OUT/NAME/               a cell: the run folder, and `judged.json` once it is done
     OUT/stages/HASH/        a stage that several cells start from, trained once
-    OUT/NAME.taken/         somebody works on it: a file inside says which process of which machine
+    .../lock                held by the process that works on the folder
 
-A stopped experiment goes on where it was: finished cells are kept, a cell that was cut off resumes from its checkpoint,
-and what a dead process had taken is free again. All processes may be started and stopped at any time: they meet in the
-folder only.
+A stopped experiment goes on where it was: finished cells are kept, and a cell that was cut off resumes from its
+checkpoint. The system frees the lock of a process that ends, however it ends. All processes may be started and stopped
+at any time: they meet in the folder only. Those of several machines may share it where its file system locks files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
+from ironrank.artifact import WHICH
 from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.settings import encode
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 Fail = Callable[[Path, IronrankError], None]  # of a cell that cannot be trained: its folder and why
 
 STAGES = "stages"
-JUDGED, TRAINED, TAKEN = "judged.json", "last.safetensors", ".taken"
+JUDGED, TRAINED, LOCK = "judged.json", WHICH["best"], "lock"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PAUSE = 2.0  # seconds between two looks at what others hold
 LOOK = 0.2  # seconds between two looks at processes that run
@@ -71,11 +71,14 @@ def work(
             fail(out / name, error)
             return True
 
-    waiting = list(cells)
+    waiting, told = list(cells), False
     check(out, waiting)
     while waiting:
         left = [(name, run) for name, run in waiting if not ended(name, run)]
-        if len(left) == len(waiting):  # all of them start from stages that others are training
+        if len(left) == len(waiting):
+            if not told:
+                say("waiting for stages that other processes are training")
+            told = True
             time.sleep(PAUSE)
         waiting = left
 
@@ -88,12 +91,16 @@ def check(out: Path, cells: Iterable[Cell]) -> None:
         cells: Names and runs.
 
     Raises:
-        IronrankError: If a finished cell is another run.
+        IronrankError: If a cell that is trained is another run.
     """
     for name, run in cells:
-        if (out / name / JUDGED).is_file() and (names := differences(out / name, located(run, out / STAGES))):
+        if _ended(out / name) and (names := differences(out / name, located(run, out / STAGES))):
             raise IronrankError(f"{out / name} was trained with other settings (it differs in {', '.join(names)}): "
                                 "delete it to train it anew, or choose another folder")  # fmt: skip
+
+
+def _ended(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in (JUDGED, TRAINED))
 
 
 def take(folder: Path, run: Run, judge: Judge, say: Say = lambda _: None) -> bool:
@@ -178,54 +185,26 @@ def taken(folder: Path) -> Iterator[bool]:
     """Take a folder for this process while the block runs.
 
     Args:
-        folder: The folder; it need not exist.
+        folder: The folder; made if needed.
 
     Yields:
         Whether it is this process's now.
 
     Raises:
-        IronrankError: If the folder beside it cannot be written.
+        IronrankError: If it cannot be written.
     """
-    mark = folder.with_name(folder.name + TAKEN)
+    lock = FileLock(folder / LOCK)
     try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mine = _mark(mark)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        pass
     except OSError as error:
-        raise IronrankError(f"cannot write {mark.parent}: {error.strerror}; choose another folder") from None
+        raise IronrankError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
     try:
-        yield mine
+        yield lock.is_locked
     finally:
-        if mine:
-            shutil.rmtree(mark, ignore_errors=True)
-
-
-def _mark(mark: Path) -> bool:
-    try:
-        mark.mkdir()
-    except FileExistsError:
-        if not _forsaken(mark):
-            return False
-        shutil.rmtree(mark, ignore_errors=True)
-        return _mark(mark)
-    (mark / "by").write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
-    return True
-
-
-def _forsaken(mark: Path) -> bool:
-    """Return whether a folder was taken by a process of this machine that is no more."""
-    try:
-        host, pid = (mark / "by").read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return False  # being marked right now
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return False
+        lock.release()
 
 
 @contextmanager
@@ -237,17 +216,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def release(out: Path) -> None:
-    """Free what killed processes left taken; what a living one of any machine holds stays.
-
-    Args:
-        out: The folder of the experiment.
-    """
-    for mark in out.rglob(f"*{TAKEN}"):
-        if _forsaken(mark) or not (mark / "by").is_file():
-            shutil.rmtree(mark, ignore_errors=True)
 
 
 def side_by_side(command: Sequence[str], jobs: int, look: Callable[[], None] = lambda: None) -> None:

@@ -20,11 +20,12 @@ from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.attacks.base import Attack
 from ironrank.comparison.cells import Cell
-from ironrank.comparison.question import CLEAN, Protocol
+from ironrank.comparison.question import Protocol
 from ironrank.data import Images, mix
 from ironrank.files import read_tensors, write_tensors
 from ironrank.judge import evaluate, withstood
 from ironrank.judge.accuracy import correct
+from ironrank.judge.ensemble import grey
 from ironrank.judge.evaluate import CURVE, for_inference
 
 SURVIVORS = "survivors.safetensors"
@@ -48,7 +49,7 @@ def judge(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     images = run.data.load("test").to(run.device)
     net, first = for_inference(model), images.first(protocol.n)
     right, robust = correct(net, images), survivors(net, first, protocol.attacks, seed=0)
-    radii = [factor * protocol.eps for factor in CURVE]
+    radii = radii_of(protocol, images)
     curve = course_over(net, first.first(CURVE_IMAGES), protocol.norm, radii)
     write_tensors(folder / SURVIVORS, {"clean": right, "robust": robust, "curve": curve})
     described = evaluate(model, images.first(min(len(images), 500)), [], latency_runs=1)
@@ -61,12 +62,27 @@ def judge(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def radii_of(protocol: Protocol, images: Images) -> list[float]:
+    """Return the radii of the curve: up to five times eps, and on to where every image can become plain grey.
+
+    Args:
+        protocol: How nets are judged; norm and eps count.
+        images: What they are judged on.
+
+    Returns:
+        Radii, rising; at the last one no net can be right but by chance.
+    """
+    radii = [factor * protocol.eps for factor in CURVE]
+    last = grey(protocol.norm, protocol.eps, images.pixels(torch.tensor([0])).numel())
+    return radii if last <= radii[-1] else [*radii, last]
+
+
 def weights_of(cell: Cell) -> str:
     """Return which weights are judged: those of the last epoch, or of the best by robust validation accuracy.
 
     Under clean training the robust validation accuracy is no aim, and an early epoch may have the highest.
     """
-    return "last" if cell.training == CLEAN else "best"
+    return "last" if cell.run.objective.threat is None else "best"
 
 
 def survivors(net: nn.Module, images: Images, attacks: Sequence[Attack], seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ironrank import __version__
 from ironrank.bench.machine import machine
-from ironrank.comparison import folder, grid, page, words
+from ironrank.comparison import folder, grid, page
 from ironrank.comparison.cells import Cell, LeftOut, Size, by_params, cells_of
 from ironrank.comparison.estimate import estimate
 from ironrank.comparison.findings import ablation_of, findings
@@ -167,7 +167,6 @@ def _plan(
 
 def _fill(out: Path, question: Question, cells: list[Cell], jobs: int, say: Say) -> None:
     """Train and judge what is missing, here or in several processes."""
-    grid.release(out)
     for cell in cells:
         (out / cell.name / FAILED).unlink(missing_ok=True)  # tried again
     if jobs == 1:
@@ -208,6 +207,6 @@ def _command(name: str, question: Question, training: str, changes: Sequence[str
 def _written(out: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Write the answer three ways."""
     write_json(out / "table.json", result)
-    write_text(out / "table.md", words.markdown(result))
+    write_text(out / "table.md", page.markdown(result))
     write_text(out / "comparison.html", page.render(result))
     return result

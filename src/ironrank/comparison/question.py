@@ -11,9 +11,9 @@ from typing import Any
 from ironrank.attacks import PGD
 from ironrank.attacks.base import Attack
 from ironrank.errors import IronrankError, nearest
-from ironrank.methods import METHODS, Dense, Method
+from ironrank.methods import METHODS, CondLR, Dense, Method
 from ironrank.objectives import Clean, Madry, Objective
-from ironrank.recipes.stages import ABLATION, at_full_eps, images_of
+from ironrank.recipes.stages import at_full_eps, images_of
 from ironrank.settings import encode
 from ironrank.training import Run
 from ironrank.training.folder import identity
@@ -21,6 +21,8 @@ from ironrank.training.folder import identity
 CLEAN, ADVERSARIAL = "clean", "adversarial"
 TRAININGS = {"recipe": (), CLEAN: (CLEAN,), ADVERSARIAL: (ADVERSARIAL,), "both": (CLEAN, ADVERSARIAL)}
 DENSE, NARROW = Dense.name, "narrow"
+UNBOUNDED, NO_BOUND = "condlr-unbounded", 1e6  # CondLR with a tau that bounds nothing
+ABLATION = (UNBOUNDED, CondLR.name)  # low rank alone, and with bounded condition numbers: else the same
 EQUAL = ("size", "latency")
 STEPS = 10  # of the attack in training, where the recipe has none
 
@@ -60,10 +62,11 @@ class Question:
         budgets: Percent less than the dense net.
         seeds: Seeds of the runs.
         trainings: Words for the objectives: "clean", "adversarial".
-        ablation: Whether the pair of `ironrank.recipes.stages.ABLATION` is trained both ways.
+        ablation: Whether the pair of `ABLATION` is trained both ways.
         equal: What is equal within a budget: "size" or "latency".
         protocol: How nets are judged.
         ramp: Share of a training from random weights in which the attack's eps grows to its full size.
+        own: The recipe's settings of methods, also of those that are not asked for.
     """
 
     base: Run
@@ -75,6 +78,7 @@ class Question:
     equal: str
     protocol: Protocol
     ramp: float = 0.0
+    own: dict[str, Method] = dataclasses.field(default_factory=dict)
 
     @property
     def wanted(self) -> Iterator[tuple[str, str]]:
@@ -86,7 +90,9 @@ class Question:
 
     def method(self, net: str) -> Method:
         """Return the settings of a method by its name."""
-        return self.settings[net] if net in self.settings else METHODS[net]()
+        if net == UNBOUNDED:
+            return dataclasses.replace(self.method(CondLR.name), tau=NO_BOUND, taus={})  # type: ignore[call-arg]
+        return self.settings.get(net) or self.own.get(net) or METHODS[net]()
 
     def run(self, training: str, seed: int) -> Run:
         """Return the dense run with one training and one seed."""
@@ -152,6 +158,7 @@ def ask(
         equal=equal,
         protocol=Protocol(norm, eps, n, steps, restarts),
         ramp=ramp,
+        own=own,
     )
 
 

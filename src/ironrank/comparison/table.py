@@ -94,8 +94,8 @@ def rows_of(
     Returns:
         Plain values. Each row has ``training``, ``net``, ``budget`` and ``seeds``; what is judged has ``clean`` and
         ``robust`` (``mean``, ``sd``, ``values``), sizes, ``latency``, ``max_cond``, ``curve``, and the differences to
-        the dense net of its training, ``clean_to_dense`` and ``robust_to_dense``; ``failed`` and ``left_out`` say why
-        something is missing.
+        the dense net of its training, ``clean_to_dense`` and ``robust_to_dense``; ``failed``, ``pending`` and
+        ``left_out`` say why something is missing.
     """
     kinds = dict.fromkeys(cell.kind for cell in cells)
     reasons = {(row.training, row.net, row.budget): row.reason for row in left_out}
@@ -103,7 +103,8 @@ def rows_of(
     for kind in [*kinds, *(kind for kind in reasons if kind not in kinds)]:
         training, net, budget = kind
         row: dict[str, Any] = {"training": training, "net": net, "budget": budget, "seeds": [],
-                               "failed": _failures(out, cells, kind), "left_out": reasons.get(kind)}  # fmt: skip
+                               "failed": _failures(out, cells, kind), "pending": _pending(out, cells, kind),
+                               "left_out": reasons.get(kind)}  # fmt: skip
         if kind in found:
             row |= _numbers(found[kind], found.get((training, DENSE, None)), whole)
         rows.append(row)
@@ -117,6 +118,14 @@ def _failures(out: Path, cells: Sequence[Cell], kind: Kind) -> dict[str, str]:
         for seed, path in paths.items()
         if (path / FAILED).is_file() and not (path / JUDGED).is_file()
     }
+
+
+def _pending(out: Path, cells: Sequence[Cell], kind: Kind) -> list[int]:
+    """Return the seeds that are neither judged nor failed: another process works on them."""
+    paths = {cell.run.seed: out / cell.name for cell in cells if cell.kind == kind}
+    return [
+        seed for seed, path in paths.items() if not any((path / file).is_file() for file in (JUDGED, FAILED))
+    ]
 
 
 def _numbers(group: Group, dense: Group | None, whole: int) -> dict[str, Any]:

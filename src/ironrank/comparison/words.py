@@ -1,4 +1,4 @@
-"""A finished comparison in words: the tables, the notes beneath them, and all of it as Markdown.
+"""A finished comparison in words: its tables, and what they are called.
 
 Everything here is made from the plain values that `ironrank.compare` returns, which are those of table.json.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ironrank.report import markdown as md
 from ironrank.report import text
 from ironrank.report.cells import NO_BREAK, Cell, Column, Table, span
 
 Result = Mapping[str, Any]
-LEARNT = 1.5  # times chance: below that a net has learnt nothing
 HEADS = {"clean": "Clean training", "adversarial": "Adversarial training"}
 
 
@@ -80,7 +78,8 @@ def overview(result: Result, training: str) -> Table:
     )
     rows = sorted(judged(result, training), key=lambda row: row["budget"] or 0)
     caption = (
-        "±: standard deviation over seeds. Brackets at a difference: 95 % interval over images and seeds."
+        "±: standard deviation over seeds. Brackets at a difference: 95 % interval over images and seeds, over images "
+        "alone where there is one seed."
     )
     return Table(caption, columns, tuple(_line(row) for row in rows))
 
@@ -154,79 +153,12 @@ def ablation(result: Result) -> Table | None:
         for row in rows
     )  # fmt: skip
     plain, bounded = rows[0]["adversarial"]
-    caption = f"Rank only: {plain}. Conditioning: {bounded}, at the same budget. Brackets: 95 % interval."
+    caption = f"Rank only: {plain}. Conditioning: {bounded}, else the same. Brackets: 95 % interval."
     return Table(caption, columns, body)
 
 
 def _both(accuracies: Mapping[str, float]) -> Cell:
     return Cell(text.percent(accuracies["robust"]), f"clean{NO_BREAK}{text.percent(accuracies['clean'])}")
-
-
-def notes(result: Result) -> list[str]:
-    """Return what is needed to read the tables: how all were trained and judged.
-
-    Args:
-        result: The comparison.
-
-    Returns:
-        Sentences.
-    """
-    rows = [row for row in result["rows"] if row["seeds"]]
-    counts = rows[0] if rows else {"n": result["protocol"]["n"], "n_clean": 0, "curve_n": 0}
-    what = (
-        "deployed parameters"
-        if result["equal"] == "size"
-        else "batch-1 latency, measured beside the dense net"
-    )
-    return [
-        f"Every net: {result['epochs']} epochs, all its stages together, with seeds "
-        f"{', '.join(map(str, result['seeds']))}; a budget is so many percent less {what}. Methods are in their "
-        "default settings, or in the recipe's where it uses them. 'narrow' is a dense net with fewer channels.",
-        f"Under attack: {attack_of(result)}; an image counts only if it withstands all of them. White-box, on the "
-        f"deployed net, first {counts['n']} test images; clean accuracy on {counts['n_clean']}.",
-        "Judged are the weights of the last epoch after clean training, and of the best epoch by robust validation "
-        "accuracy after adversarial training.",
-        "Latency: single images on one thread, calls of the net and of the dense net in turn.",
-    ]
-
-
-def missing(result: Result) -> list[str]:
-    """Return what is not in the tables, and why.
-
-    Args:
-        result: The comparison.
-
-    Returns:
-        Sentences.
-    """
-    lines = []
-    for row in result["rows"]:
-        where = f"{label_of(row)}, {row['training']} training"
-        if row["left_out"]:
-            lines.append(f"{where}: left out. {row['left_out']}")
-        lines += [f"{where}, seed {seed}: failed. {why}" for seed, why in row["failed"].items()]
-    return lines
-
-
-def warnings(result: Result) -> list[str]:
-    """Return signs that an accuracy under attack does not mean what it says.
-
-    Args:
-        result: The comparison.
-
-    Returns:
-        Sentences; often none.
-    """
-    lines = []
-    for row in (row for row in result["rows"] if row["seeds"]):
-        where = f"{label_of(row)}, {row['training']} training"
-        if row["clean"]["mean"] < LEARNT * result["chance"]:
-            lines.append(f"{where}: its clean accuracy is near chance. What gives one answer to everything withstands "
-                         "every attack.")  # fmt: skip
-        elif row["curve"][-1]["accuracy"] > LEARNT * result["chance"]:
-            lines.append(f"{where}: still right at ε = {text.epsilon(row['curve'][-1]['eps'])}, far beyond the ball: "
-                         "its gradient may be hidden from these attacks.")  # fmt: skip
-    return lines
 
 
 def curves(result: Result, training: str) -> Table | None:
@@ -245,32 +177,6 @@ def curves(result: Result, training: str) -> Table | None:
         f"{HEADS[training]}. PGD-20 on the first {rows[0]['curve_n']} test images; an image lost stays lost."
     )
     return Table(caption, columns, body)
-
-
-def markdown(result: Result) -> str:
-    """Return the whole comparison as Markdown.
-
-    Args:
-        result: What `ironrank.compare` returns.
-
-    Returns:
-        Text in GitHub-flavoured Markdown.
-    """
-    blocks = [f"# {md.escape(title_of(result))}", "## What it teaches", md.bullets(result["findings"])]
-    blocks += [
-        "## Results",
-        *(md.table(overview(result, t)) for t in trainings_of(result) if judged(result, t)),
-    ]
-    blocks += [md.bullets(notes(result))]
-    blocks += [f"> **Warning.** {md.escape(line)}" for line in warnings(result)]
-    taken_apart = ablation(result)
-    blocks += ["## Ablation", md.table(taken_apart)] if taken_apart else []
-    tables = [curves(result, training) for training in trainings_of(result)]
-    blocks += ["## Accuracy against the strength of the attack", *(md.table(t) for t in tables if t)]
-    blocks += ["## Versions and command", md.escape(software(result)), md.code(result["command"])]
-    gone = missing(result)
-    blocks += ["## What is missing", md.bullets(gone)] if gone else []
-    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def software(result: Result) -> str:

@@ -14,7 +14,7 @@ from ironrank.files import read_json
 from ironrank.judge.evaluate import describe_layer
 from ironrank.surgery import weighted_layers
 from ironrank.training.run import Run, decode_run
-from ironrank.training.start import initial_model
+from ironrank.training.start import handed_on, initial_model
 
 
 def before(folder: Path | str) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def before(folder: Path | str) -> dict[str, Any]:
 def _first(folder: Path, run: Run) -> tuple[str, nn.Module]:
     if (folder / "start" / WHICH["best"]).is_file() or isinstance(run.start, Run):
         method = decode_run(read_json(folder / "start" / "run.json")).method.name
-        return f"earlier stage ({method})", load_model(folder / "start")
+        return f"earlier stage ({method})", load_model(handed_on(folder / "start"))
     if run.start is not None:
-        return f"net it started from ({Path(run.start).name})", load_model(run.start)
+        return f"net it started from ({Path(run.start).name})", load_model(handed_on(Path(run.start)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(run.seed, "init"))
         return "first weights, drawn from the seed", initial_model(run, None)

@@ -14,6 +14,7 @@ from ironrank.data import Images
 from ironrank.files import plain_json, read_json, write_json, write_tensors
 from ironrank.judge.weakness import weakness
 from ironrank.training.run import decode_run
+from ironrank.training.start import handed_on
 
 WEAKNESS = "weakness.json"
 DIRECTIONS = "weakness.safetensors"
@@ -92,7 +93,9 @@ def weakness_folder(
     net, images, what = opened(folder, n, which=which, data=data, device=device, model=model)
     start = folder / "start"
     before = start if before is None and (start / "run.json").is_file() else before
-    earlier = None if before is None else load_model(before, model=copy.deepcopy(model)).to(device)
+    earlier = (
+        None if before is None else load_model(handed_on(Path(before)), model=copy.deepcopy(model)).to(device)
+    )
     found, arrays = weakness(net, images, before=earlier, **options)
     head = {
         "schema": 1,

@@ -32,10 +32,6 @@ MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
 GENTLER = 10  # fine-tuning divides the learning rate by this
 TRAIN_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "fashion-small": 10_000, "cifar10": 50_000,
                 "cifar100": 50_000, "imagenet": 1_281_167}  # fmt: skip
-ABLATION = (
-    "uv",
-    "condlr",
-)  # low rank alone, and with bounded condition numbers; both begin with random weights
 
 
 def staged(run: Run, mode: str, ratio: float, tau: float, ramp: float = 0.0) -> Run:

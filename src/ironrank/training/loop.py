@@ -222,6 +222,9 @@ class Job(Held):
         """Give the last and the best model their final form."""
         self.model = self.run.method.finish(self.judged, self.state)
         self._save(WHICH["last"], self.model)
+        if self.rank == 0:
+            write_json(self.out / "layout.json", self.layout(self.model))
+        # the best comes last: where it is, the run is whole
         if (best := self.out / BEST).is_file() and self.rank == 0:
             kept = load_checkpoint(best)
             model = restore(fresh(self.run, self.given), kept.layout, kept.model, str(best))
@@ -231,7 +234,6 @@ class Job(Held):
             self._save(WHICH["best"], self.model)
         if self.rank == 0:
             best.unlink(missing_ok=True)
-            write_json(self.out / "layout.json", self.layout(self.model))
 
     def _blown_up(self, loss: str) -> str:
         return blown_up(self.model, loss, self.progress.step, self.out)

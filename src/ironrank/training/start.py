@@ -9,10 +9,10 @@ from torch import nn
 
 from ironrank.artifact import WHICH, read_layout, restore
 from ironrank.errors import IronrankError
-from ironrank.files import read_tensors
+from ironrank.files import read_json, read_tensors
 from ironrank.models import Given
 from ironrank.surgery import factored_layers
-from ironrank.training.run import Run
+from ironrank.training.run import Run, decode_run
 
 
 def fresh(run: Run, given: nn.Module | None) -> nn.Module:
@@ -45,13 +45,30 @@ def initial_model(run: Run, start: str | None, given: nn.Module | None = None) -
     model = fresh(run, given)
     if start is None:
         return model
-    path = Path(start) / WHICH["best"] if Path(start).is_dir() else Path(start)
+    path = handed_on(Path(start))
     tensors, notes = read_tensors(path)
     layout = read_layout(notes, path)
     try:
         return restore(model, layout, tensors)
     except IronrankError:
         raise IronrankError(f"start={start}: that run has another architecture than this one") from None
+
+
+def handed_on(start: Path) -> Path:
+    """Return the file of the weights that an earlier training hands on.
+
+    Args:
+        start: Its folder, or the file itself.
+
+    Returns:
+        Of a run without an adversary the last weights: its best ones by robust validation may be those of an early
+        epoch. Of any other run, and of a folder without run.json, the best ones.
+    """
+    if not start.is_dir():
+        return start
+    described = start / "run.json"
+    clean = described.is_file() and decode_run(read_json(described)).objective.threat is None
+    return start / WHICH["last" if clean else "best"]
 
 
 def check_model(run: Run, model: nn.Module | None) -> None:
