@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ironrank.attacks import PGD
+from ironrank.data import Images
 from ironrank.errors import IronrankError
+from ironrank.judge.accuracy import accuracy, withstood
 from ironrank.linalg import (
     USV,
     UV,
@@ -29,6 +34,7 @@ from ironrank.linalg import (
     tangent,
     truncated_svd,
 )
+from ironrank.linalg.precision import no_tf32
 from ironrank.linalg.spectrum import _clamp_by_svd, _polar_by_svd, band, centre_of
 from ironrank.ranks import keep_rank
 
@@ -490,3 +496,62 @@ def test_ranks_refuse_a_fraction_out_of_range(keep):
         keep_rank(keep, 10)
     with pytest.raises(IronrankError, match="round_to=0: allowed is at least 1"):
         keep_rank(0.5, 10, round_to=0)
+
+
+# ---- TF32
+
+
+def switches():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture
+def tf32():
+    before = switches()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32")
+def test_without_tf32_the_switches_are_off_and_come_back():
+    with no_tf32():
+        assert switches() == (False, False)
+        assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(ZeroDivisionError), no_tf32():
+        1 / 0  # noqa: B018
+    assert switches() == (True, True)
+
+
+def test_switches_of_the_newer_kind_are_not_mixed_with_the_older():
+    class Mixed:
+        fp32_precision = "tf32"
+
+        @property
+        def allow_tf32(self):
+            raise RuntimeError("you have used a mix of the legacy and new APIs")
+
+    cudnn, matmul = Mixed(), Mixed()
+    cudnn.conv, cudnn.rnn = Mixed(), Mixed()
+    places = (cudnn.conv, cudnn.rnn, matmul)
+    with mock.patch.object(
+        torch, "backends", SimpleNamespace(cudnn=cudnn, cuda=SimpleNamespace(matmul=matmul))
+    ):
+        with no_tf32():
+            assert [place.fp32_precision for place in places] == ["ieee"] * 3
+        assert [place.fp32_precision for place in places] == ["tf32"] * 3
+
+
+@pytest.mark.usefixtures("tf32")
+def test_nets_are_judged_without_tf32():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x):
+            seen.append(switches())
+            return x.flatten(1)[:, :2]
+
+    images = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0]))
+    accuracy(Spy(), images)
+    withstood(Spy(), images, PGD(eps=0.1, steps=2), 0)
+    assert len(seen) > 3 and all(found == (False, False) for found in seen)

@@ -43,6 +43,7 @@ from ironrank.data import Images
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches
 from ironrank.judge.interval import wilson
+from ironrank.linalg.precision import no_tf32
 from ironrank.surgery import deploy
 
 RADII = (36 / 255, 72 / 255, 108 / 255)  # of the literature on certificates for images of 32 x 32
@@ -51,6 +52,7 @@ BATCH = 100
 _DOUBLE = 1 + 1e-6  # the walk itself rounds in float64, 2e-9 of what float32 does
 
 
+@no_tf32()
 def certify(model: nn.Module, images: Images, radii: Sequence[float] = RADII) -> dict[str, Any]:
     """Certify a net on images: for each a radius in L2 within which its class cannot change.
 

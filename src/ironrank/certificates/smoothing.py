@@ -34,11 +34,13 @@ from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
 from ironrank.judge.interval import wilson
 from ironrank.layers import frozen
+from ironrank.linalg.precision import no_tf32
 
 BATCH = 256  # noisy images at a time; what is drawn depends on it
 ABSTAINS = -1
 
 
+@no_tf32()
 @torch.no_grad()
 def smooth(
     model: nn.Module,

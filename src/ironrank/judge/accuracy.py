@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ironrank.attacks.base import Attack, evaluation_mode
 from ironrank.data import Images
+from ironrank.linalg.precision import no_tf32
 
 BATCH = 500
 
@@ -28,6 +29,7 @@ def batches(images: Images, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]
         yield x.to(memory_format=torch.channels_last), images.y[start : start + size]
 
 
+@no_tf32()
 @torch.no_grad()
 def correct(model: nn.Module, images: Images) -> Tensor:
     """Return, for each image, whether the model is right; evaluation mode, restored afterwards.
@@ -56,6 +58,7 @@ def accuracy(model: nn.Module, images: Images) -> float:
     return correct(model, images).double().mean().item()
 
 
+@no_tf32()
 def withstood(model: nn.Module, images: Images, attack: Callable[..., Tensor], seed: int) -> Tensor:
     """Return, for each image, whether the model is right on it and still right when it is attacked.
 

@@ -34,12 +34,14 @@ from ironrank.judge.tally import tally_of
 from ironrank.judge.target import Target
 from ironrank.judge.watch import watching
 from ironrank.judge.worker import shared_out
+from ironrank.linalg.precision import no_tf32
 
 CHECKS = "checks"  # the entry of the ledger that is no attack
 SATURATED, PROBABILITIES = "cross-entropy saturates", "output is probabilities"  # flags
 FACELESS = "no slope at black or white pixels"
 
 
+@no_tf32()
 def audit(
     model: Target | nn.Module | Path | str,
     images: Data,

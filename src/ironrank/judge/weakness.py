@@ -38,6 +38,7 @@ from ironrank.judge.accuracy import batches
 from ironrank.judge.evaluate import describe_layer
 from ironrank.layers import Factored, frozen
 from ironrank.linalg import singular_values
+from ironrank.linalg.precision import no_tf32
 from ironrank.linalg.projection import leading
 from ironrank.surgery import deploy, weighted_layers
 
@@ -45,6 +46,7 @@ BATCH = 50
 Arrays = dict[str, Tensor]
 
 
+@no_tf32()
 def weakness(
     model: nn.Module,
     images: Images,

@@ -15,6 +15,7 @@ from ironrank.files import read_json, write_json
 from ironrank.judge.blocks import Work, claimed, run_block
 from ironrank.judge.ledger import Ledger
 from ironrank.judge.question import Question, question_of
+from ironrank.linalg.precision import no_tf32
 
 JOB = "job.json"
 POLL = 0.5  # seconds between two looks at what the others have done
@@ -53,6 +54,7 @@ def shared_out(question: Question, work: Work, jobs: int, done: Callable[[str], 
                 other.wait()
 
 
+@no_tf32()
 def work_off(folder: Path) -> None:
     """Run the blocks of an audit that no other process has claimed.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,8 +14,39 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 HALF = (torch.float16, torch.bfloat16)
 
 
+@contextlib.contextmanager
+def no_tf32() -> Iterator[None]:
+    """Compute in float32 where float32 is asked for: on CUDA, convolutions take TF32 by default (10 bits of mantissa).
+
+    The switches are those of the whole process. They are put back at the end.
+    """
+    switches = _switches()
+    before = [getattr(holder, name) for holder, name, _ in switches]
+    try:
+        for holder, name, off in switches:
+            setattr(holder, name, off)
+        yield
+    finally:
+        for (holder, name, _), value in zip(switches, before, strict=True):
+            setattr(holder, name, value)
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """Return the switches of TF32, and what they are when it is off: of two kinds that must not be mixed."""
+    backends: Any = torch.backends
+    known: list[tuple[Any, str, Any]]
+    known = [(place, "allow_tf32", False) for place in (backends.cudnn, backends.cuda.matmul)]
+    try:
+        for holder, name, _ in known:
+            getattr(holder, name)
+    except RuntimeError:  # the other kind, of torch 2.9, is in use
+        places = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        return [(place, "fp32_precision", "ieee") for place in places]
+    return known
+
+
 def full_precision(function: Function) -> Function:
-    """Run a function on tensors outside autocast, with half-precision arguments raised to float32.
+    """Run a function on tensors outside autocast and without TF32, with half-precision arguments raised to float32.
 
     QR, SVD and Cholesky do not exist in half precision, and a product in bfloat16 loses orthonormality at once.
 
@@ -29,7 +61,7 @@ def full_precision(function: Function) -> Function:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         raised = [a.float() if isinstance(a, Tensor) and a.dtype in HALF else a for a in args]
         kind = next((a.device.type for a in raised if isinstance(a, Tensor)), "cpu")
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(kind, enabled=False), no_tf32() if kind == "cuda" else contextlib.nullcontext():
             return function(*raised, **kwargs)
 
     return cast(Function, wrapped)
