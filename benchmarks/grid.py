@@ -57,6 +57,12 @@ def run_all(
         ]
         work(options.out, chosen, functools.partial(judge, n=options.n), functools.partial(print, flush=True))
         return
+    judged = [(name, options.out / name / JUDGED) for name, _ in cells]
+    for name, path in judged:
+        if path.is_file() and (n := read_json(path).get("n")) not in (None, options.n):
+            sys.exit(
+                f"{name} was judged on {n} images, and --n is {options.n}: take --n {n}, or delete {path}"
+            )
     try:
         side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
     except IronrankError as error:

@@ -11,7 +11,9 @@ Judged is the deployed form of the best epoch by robust validation accuracy, att
 accuracy on the whole test set; FGSM in Linf and PGD in L2 on the first `--n` images. PGD makes 10 steps as the
 published code does; then 50 steps from 5 random starts on cross-entropy and on the margin, of which the worst case of
 each image counts, on beyond the published eps until chance: a net whose accuracy stays up there hides its gradients.
-The published figures say of no row how many nets it is, and RobustDLRT's tables quote CondLR's.
+The published figures say of no row how many nets it is, and RobustDLRT's tables quote CondLR's. RobustDLRT's code
+attacks normalized inputs, and its FGSM in L2 divides the gradient by its largest entry: at the same eps its attacks are
+others than ours, which count in pixels.
 """
 
 from __future__ import annotations
@@ -139,7 +141,8 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     intro = f"In %, mean ± standard deviation over seeds; attacks on the first {_n(result)} test images, white-box, "
     intro += "deployed form, best epoch by robust validation accuracy. Rows in italics: as published "
-    intro += f"({result['source']})."
+    intro += f"({result['source']}); its attacks count eps in normalized inputs or by the largest entry of a gradient, "
+    intro += "ours in pixels, so that rows of one eps need not be attacks of one strength."
     parts = [intro, "**FGSM, Linf**\n\n" + by_eps(result, "fgsm", FGSM_EPS, 0)]
     parts += ["**PGD, L2, 10 steps**\n\n" + by_eps(result, "pgd10", L2_EPS, 1)]
     title = "**L2, worst case over eps up to that, two losses and 5 starts of PGD-50; on to chance**\n\n"

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cases import tiny_run
 from expect import refuses
@@ -175,3 +176,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(mnist, tmp_path):
     (tmp_path / "file").write_text("")
     with refuses("cannot write", "choose another folder"):
         take(tmp_path / "file" / "cell", tiny_run(mnist), judge)
+
+
+def test_a_cell_that_finds_no_memory_fails_alone(mnist, tmp_path):
+    def hungry(folder, run):
+        if folder.name == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+        return judge(folder, run)
+
+    run, failed = tiny_run(mnist, epochs=0), {}
+    cells = [("large", run), ("small", run)]
+    work(tmp_path, cells, hungry, fail=lambda folder, error: failed.update({folder.name: str(error)}))
+    assert failed == {"large": "out of memory: CUDA out of memory. Tried to allocate 9 GiB."}
+    assert (tmp_path / "small" / "judged.json").is_file()
+    with refuses("out of memory: CUDA out of memory"):
+        work(tmp_path, cells, hungry)

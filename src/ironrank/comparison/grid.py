@@ -66,10 +66,13 @@ def work(
         try:
             return take(out / name, run, judge, say)
         except IronrankError as error:
-            if fail is None:
-                raise
-            fail(out / name, error)
-            return True
+            reason = error
+        except torch.OutOfMemoryError as error:
+            reason = IronrankError(f"out of memory: {str(error).splitlines()[0]}")
+        if fail is None:
+            raise reason
+        fail(out / name, reason)
+        return True
 
     waiting, told = list(cells), False
     check(out, waiting)
