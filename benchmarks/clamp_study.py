@@ -70,7 +70,7 @@ def judge(folder: Path, run: Run, n: int) -> dict[str, Any]:
     model, images = load_model(folder, "last"), run.data.load("test")
     attacks = [PGD(eps=eps) for eps in (0.01, 0.03, 0.06)]
     found = evaluate(model, images.first(n), attacks, latency_runs=2)
-    return {"clean": accuracy(deploy(model).eval(), images), "max_cond": found["max_cond"],
+    return {"n": n, "clean": accuracy(deploy(model).eval(), images), "max_cond": found["max_cond"],
             "pgd": {str(row["eps"]): row["accuracy"] for row in found["robust"]}}  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def judge(folder: Path, run: Run, n: int, steps: int) -> dict[str, Any]:
         "robust": {**{loss: mean(hits) for loss, hits in by.items()}, "worst": mean(by["ce"] & by["margin"])},
         "attack": f"PGD-{steps} x5, Linf {eps:.4g}, worst of cross-entropy and margin",
         "n": n,
+        "steps": steps,
         "curve": curve,
         "params": sum(p.numel() for p in net.parameters()),
     }  # fmt: skip

@@ -57,12 +57,11 @@ def run_all(
         ]
         work(options.out, chosen, functools.partial(judge, n=options.n), functools.partial(print, flush=True))
         return
-    judged = [(name, options.out / name / JUDGED) for name, _ in cells]
-    for name, path in judged:
-        if path.is_file() and (n := read_json(path).get("n")) not in (None, options.n):
-            sys.exit(
-                f"{name} was judged on {n} images, and --n is {options.n}: take --n {n}, or delete {path}"
-            )
+    for path in (options.out / name / JUDGED for name, _ in cells):
+        found = read_json(path) if path.is_file() else {}
+        for key in ("n", "steps"):
+            if found.get(key, asked := getattr(options, key, None)) != asked:
+                sys.exit(f"{path} was judged with --{key} {found[key]}: take that, or delete it")
     try:
         side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
     except IronrankError as error:

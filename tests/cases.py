@@ -273,7 +273,7 @@ def holds_adaptive(model: nn.Module, method: Any) -> None:
         assert orthonormality_error(layer.U.detach()) <= 1e-5
         assert orthonormality_error(layer.V.detach()) <= 1e-5
     for (most, *_), (_, layer) in zip(
-        (high for _, high in method.bounds(dict(layers)).values()), layers, strict=True
+        (high for _, high in method.bounds(model).values()), layers, strict=True
     ):
         assert layer.U.shape[1] <= 2 * most
 

@@ -17,6 +17,7 @@ from ironrank.errors import IronrankError
 from ironrank.layers import FactoredLinear
 from ironrank.linalg import USV, condition_number, orthonormality_error
 from ironrank.methods import UV, CondLR
+from ironrank.methods.condlr import NO_BOUND
 from ironrank.methods.tangent import corrected, make_tangent
 from ironrank.optim import SGD, AdamW
 from ironrank.surgery import deploy, factored_layers, factorize
@@ -468,3 +469,15 @@ def test_the_settings_are_part_of_a_run():
     method = CondLR(tau="1/10", taus={"a": 0.5}, centre="rms", correction="scalar", every=3, ranks={"b": 2})
     assert method.tau == 0.1 and dataclasses.replace(method, tau=0.2).taus == {"a": 0.5}
     assert Run.__dataclass_fields__["method"].metadata["text"] == "what happens to the weights"
+
+
+@pytest.mark.parametrize("tau, same", [(NO_BOUND, True), (NO_BOUND / 2, False)])
+def test_from_a_tau_on_nothing_is_clamped(tau, same):
+    spectrum = torch.tensor([10.0, 5.0, 1.0, 0.01])
+    net = factorize(nn.Sequential(nn.Linear(4, 4, bias=False)), 1.0)
+    net[0].S.data.copy_(spectrum.diag())
+    method, optimizer = CondLR(tau=tau), torch.optim.SGD(net.parameters(), lr=0.0)
+    state = method.init(net)
+    method.step(net, optimizer, state, lambda: net(torch.ones(1, 4)).sum().backward(), 0)
+    assert torch.equal(net[0].S.detach(), spectrum.diag()) == same, "a band cuts above twice its centre"
+    assert orthonormality_error(net[0].U.detach()) < 1e-5

@@ -16,7 +16,6 @@ from expect import refuses
 from ironrank.artifact import load_model
 from ironrank.linalg import USV, UV, orthonormality_error, truncated_svd
 from ironrank.methods import DLRT
-from ironrank.methods.adaptive import adaptive_layers
 from ironrank.optim import SGD, AdamW
 from ironrank.surgery import deploy, factored_layers, factorize
 from ironrank.training import train
@@ -80,7 +79,7 @@ def test_three_steps_agree_with_the_twin(problem, keep, theta, momentum):
     U, S, V, b = (
         [getattr(q, key).detach().numpy().copy() for q in layers] for key in ("U", "S", "V", "bias")
     )
-    most = [high[0] for _, high in method.bounds(adaptive_layers(net)).values()]
+    most = [high[0] for _, high in method.bounds(net).values()]
     twin = DLRTTwin(plain, U, S, V, b, theta, most, lr=0.2, momentum=momentum)
     optimizer = torch.optim.SGD(method.groups(net), lr=0.2, momentum=momentum)
     steps(method, net, optimizer, loss, 3)

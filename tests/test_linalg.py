@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import threading
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -501,48 +506,78 @@ def test_ranks_refuse_a_fraction_out_of_range(keep):
 # ---- TF32
 
 
-def switches():
-    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+def switches() -> tuple[str, ...]:
+    backends = torch.backends
+    return tuple(
+        place.fp32_precision for place in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    )
 
 
-@pytest.fixture
-def tf32():
-    before = switches()
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+def exactly(found: tuple[str, ...]) -> bool:
+    return found == ("ieee",) * 3
 
 
-@pytest.mark.usefixtures("tf32")
 def test_without_tf32_the_switches_are_off_and_come_back():
-    with no_tf32():
-        assert switches() == (False, False)
-        assert torch.get_float32_matmul_precision() == "highest"
+    before = switches()
+    assert not exactly(before)
+    with no_tf32(), no_tf32():
+        assert exactly(switches())
     with pytest.raises(ZeroDivisionError), no_tf32():
         1 / 0  # noqa: B018
-    assert switches() == (True, True)
+    assert switches() == before
 
 
-def test_switches_of_the_newer_kind_are_not_mixed_with_the_older():
-    class Mixed:
-        fp32_precision = "tf32"
+SETTINGS = {
+    "generic": "torch.backends.fp32_precision = 'tf32'",
+    "cudnn": "torch.backends.cudnn.fp32_precision = 'tf32'",
+    "older": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "matmul": "torch.set_float32_matmul_precision('medium')",
+}
 
-        @property
-        def allow_tf32(self):
-            raise RuntimeError("you have used a mix of the legacy and new APIs")
 
-    cudnn, matmul = Mixed(), Mixed()
-    cudnn.conv, cudnn.rnn = Mixed(), Mixed()
-    places = (cudnn.conv, cudnn.rnn, matmul)
-    with mock.patch.object(
-        torch, "backends", SimpleNamespace(cudnn=cudnn, cuda=SimpleNamespace(matmul=matmul))
-    ):
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_tf32_is_off_however_it_was_turned_on(setting):
+    program = f"""
+import torch
+{setting}
+from ironrank.linalg.precision import no_tf32
+from test_linalg import exactly, switches
+before = switches()
+assert "tf32" in before
+with no_tf32():
+    assert exactly(switches()), switches()
+assert switches() == before
+"""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": paths})
+
+
+def test_tf32_is_off_as_long_as_one_of_several_threads_needs_it():
+    before, inside, go = switches(), threading.Event(), threading.Event()
+
+    def first():
         with no_tf32():
-            assert [place.fp32_precision for place in places] == ["ieee"] * 3
-        assert [place.fp32_precision for place in places] == ["tf32"] * 3
+            inside.set()
+            go.wait(30)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(30)
+    with no_tf32():
+        go.set()
+        thread.join(30)
+        assert exactly(switches())
+    assert switches() == before
 
 
-@pytest.mark.usefixtures("tf32")
+def test_switches_of_older_versions_are_known():
+    places = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
+    backends = SimpleNamespace(cudnn=places[0], cuda=SimpleNamespace(matmul=places[1]))
+    with mock.patch.object(torch, "backends", backends), no_tf32():
+        assert [place.allow_tf32 for place in places] == [False, False]
+    assert [place.allow_tf32 for place in places] == [True, True]
+
+
 def test_nets_are_judged_without_tf32():
     seen = []
 
@@ -554,4 +589,4 @@ def test_nets_are_judged_without_tf32():
     images = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0]))
     accuracy(Spy(), images)
     withstood(Spy(), images, PGD(eps=0.1, steps=2), 0)
-    assert len(seen) > 3 and all(found == (False, False) for found in seen)
+    assert len(seen) > 3 and all(map(exactly, seen))

@@ -13,6 +13,7 @@ from ironrank.methods import DLRT, SVD, UV, CondLR, Method, RobustDLRT, SVDPrune
 from ironrank.methods.lowrank import LowRank
 from ironrank.models import Given, LeNet5, count
 from ironrank.optim import SGD
+from ironrank.ranks.cost import count_params
 from ironrank.surgery import deploy, factored_layers, factorize
 from ironrank.training import train
 
@@ -87,6 +88,32 @@ def test_a_frozen_layer_stays_what_it_is(method: Method) -> None:
     assert torch.equal(before, after)
 
 
+def test_a_frozen_first_layer_is_the_first_all_the_same() -> None:
+    def ranks(frozen: bool) -> list[int]:
+        torch.manual_seed(0)
+        layers = [nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 3)]
+        net = nn.Sequential(nn.Flatten(), *layers)
+        net[1].requires_grad_(not frozen)
+        fit = Fit(RobustDLRT(cycle=2, keep=0.5, tolerance=0.0), SGD(lr=0.1), given=net)
+        for _ in range(4):
+            fit.step()
+        return [layer.rank for _, layer in factored_layers(fit.model)]
+
+    assert ranks(frozen=True) == ranks(frozen=False) == [24, 10, 3]
+
+
+def test_a_budget_counts_what_is_frozen_as_it_is() -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    net[0].requires_grad_(False)
+    with refuses("svd-prune.budget='params=3x'", "ask for less compression"):
+        SVDPrune(budget="params=3x").prepare(net)
+    net = SVDPrune(budget="params=1.5x").prepare(net)
+    assert (
+        count_params(deploy(SVDPrune(budget="params=1.5x").finish(net, {"pruned": torch.tensor(0)})))
+        <= 8320 / 1.5
+    )
+
+
 @pytest.mark.parametrize("method", LOW.values(), ids=LOW)
 def test_a_resumed_training_knows_what_is_frozen(method: Method, mnist, tmp_path) -> None:
     def given() -> nn.Module:
@@ -106,7 +133,10 @@ def test_a_resumed_training_knows_what_is_frozen(method: Method, mnist, tmp_path
     assert nets[0] == nets[1]
 
 
-@pytest.mark.parametrize("method", [type(m)(exclude=("*",)) for m in LOW.values()], ids=LOW)
+NOTHING = [type(m)(exclude=("*",)) for m in LOW.values()] + [RobustDLRT(budget="params=1x", exclude=("*",))]
+
+
+@pytest.mark.parametrize("method", NOTHING, ids=[*LOW, "budget"])
 def test_a_net_of_which_nothing_becomes_low_rank_is_refused(method: Method) -> None:
     with refuses(f"{method.label()}: no layer of the model becomes low-rank", "exclude less"):
         method.prepare(small_net())

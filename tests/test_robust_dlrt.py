@@ -15,7 +15,6 @@ from expect import refuses
 from ironrank.artifact import load_model
 from ironrank.linalg import condition_number, orthonormality_error, spread, truncated_svd
 from ironrank.methods import DLRT, RobustDLRT
-from ironrank.methods.adaptive import adaptive_layers
 from ironrank.optim import SGD, AdamW
 from ironrank.ranks.cores import pair_of
 from ironrank.surgery import deploy, factored_layers, factorize
@@ -54,7 +53,7 @@ def test_steps_agree_with_the_twin(keep, theta, momentum, cycle):
     U, S, V, b = (
         [getattr(layer, key).detach().numpy().copy() for layer in layers] for key in ("U", "S", "V", "bias")
     )
-    most = [high for _, high in method.bounds(adaptive_layers(net)).values()]
+    most = [high for _, high in method.bounds(net).values()]
     twin = RobustDLRTTwin(plain, U, [kernel(s) for s in S], V, b, [s.ndim == 2 for s in S], most,
                           [pair_of(layer.full_rank) for layer in layers], theta, 0.03, cycle,
                           lr=0.2, momentum=momentum)  # fmt: skip

@@ -196,3 +196,14 @@ def test_a_clean_stage_hands_on_its_last_weights_and_an_adversarial_one_its_best
         again = initial_model(replace(dense, start=str(stage)), str(stage)).state_dict()
         assert same(again, load_file(handed_on(stage)))
     assert handed_on(ironrank.save(Mine(), tmp_path / "other")).name == "model.safetensors"
+
+
+def test_what_is_there_of_a_stage_is_handed_on(mnist, tmp_path):
+    stage = train(tiny_run(mnist, epochs=1), tmp_path / "clean")
+    (stage / "last.safetensors").unlink()
+    assert handed_on(stage).name == "model.safetensors"
+    described = json.loads((stage / "run.json").read_text())
+    described["method"] = {"name": "of-the-users-own"}
+    (stage / "run.json").write_text(json.dumps(described))
+    run = tiny_run(mnist, epochs=0)
+    assert same(initial_model(run, str(stage)).state_dict(), load_file(stage / "model.safetensors"))

@@ -20,11 +20,11 @@ import torch
 from ironrank.attacks import PGD
 from ironrank.comparison.cells import Cell
 from ironrank.comparison.grid import one_thread, stage_name
-from ironrank.comparison.judging import CURVE_IMAGES, CURVE_STEPS
+from ironrank.comparison.judging import CURVE_IMAGES, CURVE_STEPS, radii_of
 from ironrank.comparison.question import Protocol, stages_of
 from ironrank.data import Images
 from ironrank.judge import withstood
-from ironrank.judge.evaluate import CURVE, for_inference
+from ironrank.judge.evaluate import for_inference
 from ironrank.training import Run, train
 from ironrank.training.loop import Job
 
@@ -87,7 +87,7 @@ def cost(run: Run, protocol: Protocol) -> Cost:
             attacked = _attack_seconds(job)
             spent = stage.epochs * (job.epoch_steps * _step_seconds(job) + _validation(job, attacked))
             earlier[stage_name(stage)] = spent
-            judging = _judging(protocol, len(run.data.load("test")), attacked)
+            judging = _judging(protocol, run.data.load("test"), attacked)
             if stage is not run:
                 start = str(train(dataclasses.replace(alone, epochs=0), Path(folder) / str(number)))
     return Cost(earlier.pop(stage_name(run)), earlier, judging)
@@ -124,7 +124,8 @@ def _validation(job: Job, attacked: float) -> float:
     return attacked * (min(held, job.run.validate_images) * (attack.gradient_steps + 1) + held / 3)
 
 
-def _judging(protocol: Protocol, images: int, attacked: float) -> float:
-    steps = sum(attack.steps + 1 for attack in protocol.attacks) * min(protocol.n, images)
-    curve = len(CURVE) * (CURVE_STEPS + 1) * min(CURVE_IMAGES, protocol.n, images)
-    return attacked * (steps + curve + images / 3)  # a forward pass alone is a third of a step
+def _judging(protocol: Protocol, images: Images, attacked: float) -> float:
+    count = len(images)
+    steps = sum(attack.steps + 1 for attack in protocol.attacks) * min(protocol.n, count)
+    curve = len(radii_of(protocol, images)) * (CURVE_STEPS + 1) * min(CURVE_IMAGES, protocol.n, count)
+    return attacked * (steps + curve + count / 3)  # a forward pass alone is a third of a step

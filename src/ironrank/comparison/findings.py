@@ -111,7 +111,7 @@ def _against_free_factors(question: Question, found: Found, training: str) -> li
         for b in question.budgets
     ]
     known = [(budget, pair) for budget, pair in pairs if pair is not None]
-    head = f"{UNDER[training]}, {bounded} instead of two free factors ({free}) changes it by"
+    head = f"{UNDER[training]}, {bounded} instead of two free factors ({free}) changes the accuracy under attack by"
     return [f"{head} {_each(known)}."] if known else []
 
 
@@ -147,6 +147,7 @@ def _best(question: Question, found: Found, training: str) -> list[str]:
     for budget in question.budgets:
         nets = {net: group for (t, net, b), group in found.items() if (t, b) == (training, budget)}
         most = max((len(group.judged) for group in nets.values()), default=0)
+        fewer = [net for net, group in nets.items() if len(group.judged) < most]
         nets = {net: group for net, group in nets.items() if len(group.judged) == most}
         if len(nets) < 2:
             continue
@@ -156,10 +157,11 @@ def _best(question: Question, found: Found, training: str) -> list[str]:
             parts.append(f"at {budget:g} % none: all are below {text.percent(FLOOR)} %")
             continue
         pairs = {net: compared(nets[best], group) for net, group in nets.items() if net != best}
-        near = [net for net, pair in pairs.items() if pair is not None and pair.verdict != "higher"]
+        near = [net for net, pair in pairs.items() if pair is None or pair.verdict != "higher"]
         others = (
             f"; no difference shown to {', '.join(near)}" if near else ", shown to be higher than all others"
         )
+        others += f"; left out for want of seeds: {', '.join(fewer)}" if fewer else ""
         parts.append(f"at {budget:g} % {best} ({text.percent(robust[best])} %{others})")
     head = f"With {training} training the highest accuracy under attack has, "
     return [f"{head}{'; '.join(parts)}."] if parts else []

@@ -20,7 +20,7 @@ import torch
 from ironrank.artifact import load_model
 from ironrank.comparison import grid
 from ironrank.comparison.cells import Cell
-from ironrank.comparison.judging import judge, weights_of
+from ironrank.comparison.judging import judge
 from ironrank.comparison.question import Protocol, Question
 from ironrank.comparison.table import FAILED, LATENCY
 from ironrank.comparison.timing import paired, untrained
@@ -28,6 +28,7 @@ from ironrank.errors import IronrankError
 from ironrank.files import read_json, write_json
 from ironrank.judge.evaluate import for_inference
 from ironrank.training import Run
+from ironrank.training.start import kept
 
 COMPARISON, CELLS = "comparison.json", "cells.json"
 
@@ -163,5 +164,5 @@ def time_all(out: Path, cells: Sequence[Cell], base: Run, say: grid.Say, rounds:
         dense = untrained(base)
         x = torch.rand(1, *base.data.spec.shape, generator=torch.Generator().manual_seed(0)).to(base.device)
     for cell in left:
-        net = for_inference(load_model(out / cell.name, weights_of(cell))).to(base.device)
+        net = for_inference(load_model(out / cell.name, kept(cell.run))).to(base.device)
         write_json(out / cell.name / LATENCY, paired(dense, net, x, rounds))

@@ -27,6 +27,7 @@ from ironrank.judge import evaluate, withstood
 from ironrank.judge.accuracy import correct
 from ironrank.judge.ensemble import grey
 from ironrank.judge.evaluate import CURVE, for_inference
+from ironrank.training.start import kept
 
 SURVIVORS = "survivors.safetensors"
 CURVE_IMAGES, CURVE_STEPS = 200, 20
@@ -45,7 +46,7 @@ def judge(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
         Plain values: accuracies are fractions, sizes those of the deployed form.
     """
     run = cell.run
-    model = load_model(folder, weights_of(cell)).to(run.device)
+    model = load_model(folder, kept(run)).to(run.device)
     images = run.data.load("test").to(run.device)
     net, first = for_inference(model), images.first(protocol.n)
     right, robust = correct(net, images), survivors(net, first, protocol.attacks, seed=0)
@@ -57,7 +58,7 @@ def judge(cell: Cell, protocol: Protocol, folder: Path) -> dict[str, Any]:
     return {key: described[key] for key in KEPT} | {
         "clean": _share(right), "robust": _share(robust), "n": len(first), "n_clean": len(images),
         "curve": [{"eps": eps, "accuracy": share} for eps, share in zip(radii, shares, strict=True)],
-        "curve_n": curve.shape[1], "protocol": dataclasses.asdict(protocol), "weights": weights_of(cell),
+        "curve_n": curve.shape[1], "protocol": dataclasses.asdict(protocol), "weights": kept(run),
         "net": cell.net, "budget": cell.budget, "training": cell.training, "seed": run.seed,
     }  # fmt: skip
 
@@ -75,14 +76,6 @@ def radii_of(protocol: Protocol, images: Images) -> list[float]:
     radii = [factor * protocol.eps for factor in CURVE]
     last = grey(protocol.norm, protocol.eps, images.pixels(torch.tensor([0])).numel())
     return radii if last <= radii[-1] else [*radii, last]
-
-
-def weights_of(cell: Cell) -> str:
-    """Return which weights are judged: those of the last epoch, or of the best by robust validation accuracy.
-
-    Under clean training the robust validation accuracy is no aim, and an early epoch may have the highest.
-    """
-    return "last" if cell.run.objective.threat is None else "best"
 
 
 def survivors(net: nn.Module, images: Images, attacks: Sequence[Attack], seed: int) -> Tensor:

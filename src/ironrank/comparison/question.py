@@ -12,6 +12,7 @@ from ironrank.attacks import PGD
 from ironrank.attacks.base import Attack
 from ironrank.errors import IronrankError, nearest
 from ironrank.methods import METHODS, CondLR, Dense, Method
+from ironrank.methods.condlr import NO_BOUND
 from ironrank.objectives import Clean, Madry, Objective
 from ironrank.recipes.stages import at_full_eps, images_of
 from ironrank.settings import encode
@@ -21,7 +22,7 @@ from ironrank.training.folder import identity
 CLEAN, ADVERSARIAL = "clean", "adversarial"
 TRAININGS = {"recipe": (), CLEAN: (CLEAN,), ADVERSARIAL: (ADVERSARIAL,), "both": (CLEAN, ADVERSARIAL)}
 DENSE, NARROW = Dense.name, "narrow"
-UNBOUNDED, NO_BOUND = "condlr-unbounded", 1e6  # CondLR with a tau that bounds nothing
+UNBOUNDED = "condlr-unbounded"  # CondLR whose cores are left alone
 ABLATION = (UNBOUNDED, CondLR.name)  # low rank alone, and with bounded condition numbers: else the same
 EQUAL = ("size", "latency")
 STEPS = 10  # of the attack in training, where the recipe has none
@@ -100,7 +101,7 @@ class Question:
 
     def identity(self) -> dict[str, Any]:
         """Return what a folder keeps of a comparison: methods, budgets and seeds may be added, this may not change."""
-        return {"format": 1, "run": identity(encode(self.base)), "ramp": self.ramp, "equal": self.equal,
+        return {"format": 2, "run": identity(encode(self.base)), "ramp": self.ramp, "equal": self.equal,
                 "protocol": dataclasses.asdict(self.protocol)}  # fmt: skip
 
 

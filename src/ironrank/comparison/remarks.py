@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ironrank.comparison import words
 from ironrank.comparison.findings import LEARNT
-from ironrank.comparison.question import NO_BOUND, UNBOUNDED
+from ironrank.comparison.question import UNBOUNDED
 from ironrank.comparison.words import Result
 from ironrank.report import text
 
@@ -32,7 +32,7 @@ def notes(result: Result) -> list[str]:
         f"Every net: {result['epochs']} epochs, all its stages together, with seeds "
         f"{', '.join(map(str, result['seeds']))}; a budget is so many percent less {what}. Methods are in their "
         "default settings, or in the recipe's where it uses them. 'narrow' is a dense net with fewer channels."
-        + (f" '{UNBOUNDED}' is condlr with tau = {NO_BOUND:.0e}." if unbounded else ""),
+        + (f" '{UNBOUNDED}' is condlr without the clamp of its cores." if unbounded else ""),
         f"Under attack: {words.attack_of(result)}; an image counts only if it withstands all of them. White-box, on "
         f"the deployed net, first {counts['n']} test images; clean accuracy on {counts['n_clean']}.",
         "Judged are the weights of the last epoch after clean training, and of the best epoch by robust validation "

@@ -16,6 +16,7 @@ from ironrank.comparison.grid import JUDGED
 from ironrank.comparison.judging import fates
 from ironrank.comparison.question import DENSE
 from ironrank.files import read_json
+from ironrank.judge.evaluate import CURVE
 
 FAILED, LATENCY = "failed.json", "latency.json"
 Kind = tuple[str, str, float | None]
@@ -32,14 +33,14 @@ class Group(NamedTuple):
         """Return for each image whether the nets of some seeds were right on it, (seeds, images).
 
         Args:
-            which: "clean", "robust", or "curve": the share of the radii at which they were right.
+            which: "clean", "robust", or "curve": the share of the radii up to five times eps at which they were right.
             seeds: The seeds.
 
         Returns:
             Numbers from 0 to 1.
         """
         found = [fates(self.folders[seed])[which].double() for seed in seeds]
-        return torch.stack([one.mean(0) if which == "curve" else one for one in found])
+        return torch.stack([one[: len(CURVE)].mean(0) if which == "curve" else one for one in found])
 
 
 def groups(out: Path, cells: Sequence[Cell]) -> dict[Kind, Group]:

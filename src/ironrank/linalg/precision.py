@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -14,35 +15,43 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 HALF = (torch.float16, torch.bfloat16)
 
 
+_lock = threading.Lock()
+_inside = 0
+_before: list[Any] = []
+
+
 @contextlib.contextmanager
 def no_tf32() -> Iterator[None]:
     """Compute in float32 where float32 is asked for: on CUDA, convolutions take TF32 by default (10 bits of mantissa).
 
-    The switches are those of the whole process. They are put back at the end.
+    The switches are those of the whole process. The first of several threads turns them off, the last one puts them
+    back. Who reads torch's older switches (`allow_tf32`) meanwhile gets its error about two kinds of them.
     """
+    global _inside, _before
     switches = _switches()
-    before = [getattr(holder, name) for holder, name, _ in switches]
+    with _lock:
+        if not _inside:
+            _before = [getattr(holder, name) for holder, name, _ in switches]
+            for holder, name, off in switches:
+                setattr(holder, name, off)
+        _inside += 1
     try:
-        for holder, name, off in switches:
-            setattr(holder, name, off)
         yield
     finally:
-        for (holder, name, _), value in zip(switches, before, strict=True):
-            setattr(holder, name, value)
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                for (holder, name, _), value in zip(switches, _before, strict=True):
+                    setattr(holder, name, value)
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """Return the switches of TF32, and what they are when it is off: of two kinds that must not be mixed."""
+    """Return the switches of TF32, and what they are when it is off."""
     backends: Any = torch.backends
-    known: list[tuple[Any, str, Any]]
-    known = [(place, "allow_tf32", False) for place in (backends.cudnn, backends.cuda.matmul)]
-    try:
-        for holder, name, _ in known:
-            getattr(holder, name)
-    except RuntimeError:  # the other kind, of torch 2.9, is in use
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9; they must not be mixed with the older kind
         places = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
         return [(place, "fp32_precision", "ieee") for place in places]
-    return known
+    return [(place, "allow_tf32", False) for place in (backends.cudnn, backends.cuda.matmul)]
 
 
 def full_precision(function: Function) -> Function:

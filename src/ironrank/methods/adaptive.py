@@ -33,15 +33,14 @@ from torch import nn
 from ironrank.errors import IronrankError
 from ironrank.layers import Rank
 from ironrank.linalg import side_by_side
-from ironrank.linalg.svd import checked_svd
 from ironrank.methods.base import State
 from ironrank.methods.limits import clipped, full_ends, left, limited, smallest_size, thetas_of
-from ironrank.methods.lowrank import LowRank
-from ironrank.methods.turning import Pieces, decompose, refuse_half, truncate
+from ironrank.methods.lowrank import LowRank, refuse_nothing
+from ironrank.methods.turning import Pieces, decompose, draw_spectrum, refuse_half, truncate
 from ironrank.ranks import Budget, parse_budget
 from ironrank.ranks.cores import Pair, limit_of, pair_of, size_at
 from ironrank.settings import setting
-from ironrank.surgery import Plan, factored_layers, last_match, trained_cores
+from ironrank.surgery import Plan, factored_layers, last_match, layers_with_core, trained_cores
 from ironrank.surgery.choose import rank_in
 
 Layers = dict[str, Any]
@@ -106,13 +105,14 @@ class Adaptive(LowRank):
             for _, layer in adopted:
                 layer.orthonormalize()
         else:
+            refuse_nothing(self.plan(model), self.label())
             self.factorize(model, core=True)
             if self.spectrum == "half-normal":
                 for layer in adaptive_layers(model).values():
-                    _draw_spectrum(layer)
+                    draw_spectrum(layer)
         if self.budget:
             layers = adaptive_layers(model)
-            least = {name: low for name, (low, _) in self.bounds(layers).items()}
+            least = {name: low for name, (low, _) in self.bounds(model).items()}
             if (size := self._size(model, layers, least)) > limit_of(model, layers, self._budget):
                 raise IronrankError(f"{self.label()}.budget={self.budget!r}: at its smallest ranks the net has "
                                     f"{size:,.0f} {self._budget.cost}; ask for less, or lower min_rank")  # fmt: skip
@@ -137,16 +137,17 @@ class Adaptive(LowRank):
         )
         return dataclasses.replace(made, rows=tuple(rows))
 
-    def bounds(self, layers: Layers) -> dict[str, tuple[Pair, Pair]]:
-        """Return the smallest and the largest ranks of U and V of each layer.
+    def bounds(self, model: nn.Module) -> dict[str, tuple[Pair, Pair]]:
+        """Return the smallest and the largest ranks of U and V of each layer whose core is trained.
 
         Args:
-            layers: Layers with a core by name, in the order of the model.
+            model: The prepared model; a frozen layer too may be its first or last one.
 
         Returns:
             Two pairs for each.
         """
-        held = full_ends(layers, self.first, self.last)
+        held = full_ends((name for name, _ in layers_with_core(model)), self.first, self.last)
+        layers = adaptive_layers(model)
         return {name: self._bounds(name, layer, name in held) for name, layer in layers.items()}
 
     def _bounds(self, name: str, layer: Any, held: bool) -> tuple[Pair, Pair]:
@@ -190,7 +191,7 @@ class Adaptive(LowRank):
         self, model: nn.Module, layers: Layers, pieces: Mapping[str, Pieces], theta: float
     ) -> dict[str, Pair]:
         """Choose the ranks of one truncation: those of theta, or of the least larger one that meets the budget."""
-        bounds = self.bounds(layers)
+        bounds = self.bounds(model)
 
         def at(theta: float) -> dict[str, Pair]:
             return {
@@ -286,14 +287,6 @@ class Adaptive(LowRank):
 def adaptive_layers(model: nn.Module) -> Layers:
     """Return the layers whose core is trained, by full name."""
     return dict(trained_cores(model))
-
-
-@torch.no_grad()
-def _draw_spectrum(layer: Any) -> None:
-    """Give a core, as seen from U, absolute normal random numbers as singular values; its directions stay."""
-    P, s, Qt = checked_svd(layer.unfoldings()[0])
-    drawn = torch.randn(len(s)).abs().sort(descending=True).values.to(s)
-    layer.S.copy_((P * drawn @ Qt).reshape(layer.S.shape))
 
 
 def _named(name: str, rank: Rank) -> dict[str, float]:

@@ -68,13 +68,16 @@ from ironrank.surgery import factored_layers, last_match, trained_cores, weight_
 
 SCALES = ("weights", "norm")
 
+NO_BOUND = 1e6  # from this tau on nothing is clamped
+
 
 @dataclass(frozen=True, kw_only=True)
 class CondLR(LowRank):
     """Train at low rank with condition number at most ``1 + tau``.
 
     Attributes:
-        tau: Allowed excess of the condition number.
+        tau: Allowed excess of the condition number; from 1e6 on cores are left alone. (A band of any finite tau cuts
+            singular values above twice their centre.)
         taus: tau by name pattern, in place of ``tau`` for the layers that match.
         centre: Centre of the band, "mean" or "rms" of the layer's own singular values.
         correction: "exact" for ``(S S^T)^{-1}``, "scalar" for ``r / tr(S S^T)``, "none" for plain horizontal gradients.
@@ -248,7 +251,7 @@ class CondLR(LowRank):
     def _to_set(self, model: nn.Module, passes: int, only_outside: bool = False) -> None:
         layers = trained_cores(model)
         tasks: list[tuple[nn.Parameter, float | None]] = [
-            (layer.S, self.tau_of(name)) for name, layer in layers
+            (layer.S, tau) for name, layer in layers if (tau := self.tau_of(name)) < NO_BOUND
         ]
         tasks += [(basis, None) for _, layer in layers for basis in (layer.U, layer.V)]
 

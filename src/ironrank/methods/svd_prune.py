@@ -114,7 +114,7 @@ class SVDPrune(Method):
         made = plan(model, 1.0, exclude=self.exclude, form=self.form)
         if self.budget:
             whole = count_params(model)
-            rows = [row for row in made.rows if row.rank is not None]
+            rows = [row for row in made.rows if row.rank is not None and _trained(model, row.name)]
             saved = (math.prod(row.shape) - sum(parts(row.shape, row.form, 1)) for row in rows)
             least = whole - sum(max(0, number) for number in saved)
             if least > parse_budget(self.budget).limit(whole):
@@ -248,6 +248,11 @@ class SVDPrune(Method):
             name: chosen[name].rank or layer.rank for name, layer in layers.items()
         }  # None: it stays dense
         return cast(dict[str, int], ranks)
+
+
+def _trained(model: nn.Module, name: str) -> bool:
+    weight: Any = model.get_submodule(name).weight
+    return weight.requires_grad
 
 
 def rank_at(s: Tensor, energy: float) -> int:

@@ -136,6 +136,18 @@ def truncate(
     turn(layer, bases, change, C[:a, :b], optimizer, crossed)
 
 
+@torch.no_grad()
+def draw_spectrum(layer: Any) -> None:
+    """Give a core, as seen from U, absolute normal random numbers as singular values; its directions stay.
+
+    Args:
+        layer: A factored layer with a core.
+    """
+    P, s, Qt = checked_svd(layer.unfoldings()[0])
+    drawn = torch.randn(len(s)).abs().sort(descending=True).values.to(s)
+    layer.S.copy_((P * drawn @ Qt).reshape(layer.S.shape))
+
+
 def refuse_half(model: nn.Module, label: str) -> None:
     """Refuse weights held in half precision, in which bases lose orthonormality as they turn.
 

@@ -61,14 +61,23 @@ def handed_on(start: Path) -> Path:
         start: Its folder, or the file itself.
 
     Returns:
-        Of a run without an adversary the last weights: its best ones by robust validation may be those of an early
-        epoch. Of any other run, and of a folder without run.json, the best ones.
+        Those that `kept` names; the best ones where nothing says what run it was, or nothing else is there.
     """
     if not start.is_dir():
         return start
-    described = start / "run.json"
-    clean = described.is_file() and decode_run(read_json(described)).objective.threat is None
-    return start / WHICH["last" if clean else "best"]
+    try:
+        file = start / WHICH[kept(decode_run(read_json(start / "run.json")))]
+    except IronrankError:  # no run.json, or settings that only the user's own code knows
+        return start / WHICH["best"]
+    return file if file.is_file() else start / WHICH["best"]
+
+
+def kept(run: Run) -> str:
+    """Return which weights of a run count, "last" or "best".
+
+    Without an adversary the last: the best by robust validation may be those of an early epoch.
+    """
+    return "last" if run.objective.threat is None else "best"
 
 
 def check_model(run: Run, model: nn.Module | None) -> None:
