@@ -301,7 +301,7 @@ def test_the_outcome_says_what_guards_saw_and_that_patience_ended(tmp_path: Path
     result = verbs.outcome(tmp_path)
     assert result["events"] == [lines[1]] and not result["finished"]
     assert "robust overfitting in epoch 2; 2 of 5 epochs done: go on" in console.outcome(result)
-    (tmp_path / "last.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     assert console.outcome(verbs.outcome(tmp_path)).endswith("2 of 5 epochs done: out of patience")
 
 

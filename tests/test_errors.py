@@ -173,7 +173,7 @@ MISTAKES: dict[str, tuple[Damage, Command, tuple[str, ...]]] = {
     "compress a low-rank net": (edit("dense/layout.json", layers={"fc1": {}}), compress(), ("low-rank already",)),
     "compress an unfinished run": (leave, lambda p: ["compress", p.half, "--out", p.out], ("no trained net yet",)),
     "layout cut off": (cut("dense/layout.json"), compress(), ("layout.json", "damaged")),
-    "truncated dense weights": (cut("dense/model.safetensors"), compress(), ("model.safetensors", "damaged")),
+    "truncated dense weights": (cut("dense/last.safetensors"), compress(), ("last.safetensors", "damaged")),
     # reports
     "report of nothing": (leave, lambda p: ["report", p.root / "none", "--html", p.out], ("none", "run.json")),
     "damaged evaluation": (garble("dense/evaluation.json", b"{"), report, ("evaluation.json", "damaged")),

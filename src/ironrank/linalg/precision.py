@@ -12,12 +12,34 @@ import torch
 from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Switch = tuple[Any, str, Any]  # where it is, its name, its value when it is off
 HALF = (torch.float16, torch.bfloat16)
 
 
-_lock = threading.Lock()
-_inside = 0
-_before: list[Any] = []
+class _Off:
+    """How many threads need TF32 to be off, and what its switches were before."""
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+        self.before: list[Any] = []
+
+    def enter(self, switches: list[Switch]) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = [getattr(holder, name) for holder, name, _ in switches]
+                for holder, name, off in switches:
+                    setattr(holder, name, off)
+            self.users += 1
+
+    def leave(self, switches: list[Switch]) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                for (holder, name, _), value in zip(switches, self.before, strict=True):
+                    setattr(holder, name, value)
+
+
+_OFF = _Off()
 
 
 @contextlib.contextmanager
@@ -27,25 +49,15 @@ def no_tf32() -> Iterator[None]:
     The switches are those of the whole process. The first of several threads turns them off, the last one puts them
     back. Who reads torch's older switches (`allow_tf32`) meanwhile gets its error about two kinds of them.
     """
-    global _inside, _before
     switches = _switches()
-    with _lock:
-        if not _inside:
-            _before = [getattr(holder, name) for holder, name, _ in switches]
-            for holder, name, off in switches:
-                setattr(holder, name, off)
-        _inside += 1
+    _OFF.enter(switches)
     try:
         yield
     finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                for (holder, name, _), value in zip(switches, _before, strict=True):
-                    setattr(holder, name, value)
+        _OFF.leave(switches)
 
 
-def _switches() -> list[tuple[Any, str, Any]]:
+def _switches() -> list[Switch]:
     """Return the switches of TF32, and what they are when it is off."""
     backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv"):  # torch 2.9; they must not be mixed with the older kind
