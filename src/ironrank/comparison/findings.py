@@ -42,19 +42,16 @@ def ablation_of(question: Question, found: Found) -> list[dict[str, Any]]:
         if None in four.values():
             continue
         row: dict[str, Any] = {"budget": budget, "nets": {n: _accuracies(g) for n, g in four.items() if g}}
-        row["conditioning"] = {t: _plain(conditioning(found, t, budget)) for t in (CLEAN, ADVERSARIAL)}
+        row["conditioning"] = {
+            CLEAN: _plain(compared(four["+ conditioning"], four["rank only"])),
+            ADVERSARIAL: _plain(compared(four["+ both"], four["+ adversarial training"])),
+        }
         row["adversarial"] = {
             plain: _plain(compared(four["+ adversarial training"], four["rank only"])),
             bounded: _plain(compared(four["+ both"], four["+ conditioning"])),
         }
         rows.append(row)
     return rows
-
-
-def conditioning(found: Found, training: str, budget: float, which: str = "robust") -> Difference | None:
-    """Return what bounded condition numbers add to low rank, under one training at one budget."""
-    plain, bounded = ABLATION
-    return compared(found.get((training, bounded, budget)), found.get((training, plain, budget)), which)
 
 
 def _accuracies(group: Group) -> dict[str, float]:
@@ -87,8 +84,7 @@ def findings(question: Question, found: Found) -> list[str]:
 
 
 def _on_conditioning(question: Question, found: Found, training: str) -> list[str]:
-    pairs = [(budget, conditioning(found, training, budget)) for budget in question.budgets]
-    known = [(budget, pair) for budget, pair in pairs if pair is not None]
+    known = _changes(found, training, question.budgets, ABLATION)
     if not known:
         return []
     plain, bounded = ABLATION
@@ -97,26 +93,30 @@ def _on_conditioning(question: Question, found: Found, training: str) -> list[st
         f"under attack by {_each(known)}."
     ]
     if all(_at_the_floor(found, training, budget) for budget, _ in known):
+        curves = _changes(found, training, question.budgets, ABLATION, "curve")
         lines.append(
             f"At this radius both are below {text.percent(FLOOR)} %, so there is little to tell apart; averaged over "
-            f"all radii of the curve the change is {_each(_curves(found, training, question.budgets))}."
+            f"all radii of the curve the change is {_each(curves)}."
         )
     return lines
 
 
 def _against_free_factors(question: Question, found: Found, training: str) -> list[str]:
     bounded, free = ABLATION[1], UV.name
-    pairs = [
-        (b, compared(found.get((training, bounded, b)), found.get((training, free, b))))
-        for b in question.budgets
-    ]
-    known = [(budget, pair) for budget, pair in pairs if pair is not None]
+    known = _changes(found, training, question.budgets, (free, bounded))
     head = f"{UNDER[training]}, {bounded} instead of two free factors ({free}) changes the accuracy under attack by"
     return [f"{head} {_each(known)}."] if known else []
 
 
-def _curves(found: Found, training: str, budgets: Iterable[float]) -> list[tuple[float, Difference]]:
-    pairs = [(budget, conditioning(found, training, budget, "curve")) for budget in budgets]
+def _changes(
+    found: Found, training: str, budgets: Iterable[float], nets: tuple[str, str], which: str = "robust"
+) -> list[tuple[float, Difference]]:
+    """Return by how much the second of two nets exceeds the first at each budget at which both are judged."""
+    first, second = nets
+    pairs = (
+        (budget, compared(found.get((training, second, budget)), found.get((training, first, budget)), which))
+        for budget in budgets
+    )
     return [(budget, pair) for budget, pair in pairs if pair is not None]
 
 

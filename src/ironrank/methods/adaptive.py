@@ -35,7 +35,7 @@ from ironrank.layers import Rank
 from ironrank.linalg import side_by_side
 from ironrank.methods.base import State
 from ironrank.methods.limits import clipped, full_ends, left, limited, smallest_size, thetas_of
-from ironrank.methods.lowrank import LowRank, refuse_nothing
+from ironrank.methods.lowrank import LowRank, apply_some
 from ironrank.methods.turning import Pieces, decompose, draw_spectrum, refuse_half, truncate
 from ironrank.ranks import Budget, parse_budget
 from ironrank.ranks.cores import Pair, limit_of, pair_of, size_at
@@ -105,8 +105,7 @@ class Adaptive(LowRank):
             for _, layer in adopted:
                 layer.orthonormalize()
         else:
-            refuse_nothing(self.plan(model), self.label())
-            self.factorize(model, core=True)
+            apply_some(model, self.plan(model), self.label())
             if self.spectrum == "half-normal":
                 for layer in adaptive_layers(model).values():
                     draw_spectrum(layer)

@@ -167,23 +167,26 @@ class LowRank(Method):
             IronrankError: If no layer is chosen; under a budget that they meet all may stay dense.
         """
         made = self.plan(model, core)
-        if not self.budget:
-            refuse_nothing(made, self.label())
-        return apply_plan(model, made)
+        return apply_plan(model, made) if self.budget else apply_some(model, made, self.label())
 
 
-def refuse_nothing(made: Plan, label: str) -> None:
-    """Refuse a plan that leaves all layers dense.
+def apply_some(model: nn.Module, made: Plan, label: str) -> nn.Module:
+    """Apply a plan in which at least one layer becomes low-rank.
 
     Args:
+        model: The dense model, changed in place.
         made: The plan.
         label: Name of the method.
 
+    Returns:
+        The same model.
+
     Raises:
-        IronrankError: If it is refused.
+        IronrankError: If the plan leaves all layers dense.
     """
     if all(row.rank is None for row in made.rows):
         raise IronrankError(
             f"{label}: no layer of the model becomes low-rank: allowed are linear layers and convolutions without "
             "groups that are not excluded; exclude less, or take method dense"
         )
+    return apply_plan(model, made)

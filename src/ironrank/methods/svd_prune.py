@@ -48,11 +48,11 @@ from ironrank.linalg import USV
 from ironrank.linalg.precision import full_precision
 from ironrank.linalg.svd import checked_svd
 from ironrank.methods.base import Backward, Method, State
-from ironrank.methods.lowrank import refuse_nothing
+from ironrank.methods.lowrank import apply_some
 from ironrank.ranks import fit, parse_budget
 from ironrank.ranks.cost import count_params
 from ironrank.settings import setting
-from ironrank.surgery import Plan, apply_plan, deploy, factored_layers, plan, trained_cores
+from ironrank.surgery import Plan, deploy, factored_layers, plan, trained_cores
 
 PENALTIES = ("hoyer", "l1")
 
@@ -140,9 +140,7 @@ class SVDPrune(Method):
             raise IronrankError(
                 "svd-prune decomposes dense layers, and this net is factored: start from a dense one"
             )
-        made = self.plan(model)
-        refuse_nothing(made, self.label())
-        return apply_plan(model, made)
+        return apply_some(model, self.plan(model), self.label())
 
     @torch.no_grad()
     def init(self, model: nn.Module) -> State:
@@ -232,8 +230,8 @@ class SVDPrune(Method):
             P, s, Qt = checked_svd(layer.matrix())
             r = ranks[name] if self.budget else rank_at(s, self.energy)
             layer.set_factors(USV(P[:, :r], s[:r].diag(), Qt[:r].mT))
-            for factor in (layer.U, layer.S, layer.V):
-                if optimizer is not None:
+            if optimizer is not None:
+                for factor in (layer.U, layer.S, layer.V):
                     optimizer.state.pop(factor, None)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
@@ -244,10 +242,8 @@ class SVDPrune(Method):
         """Return the ranks within the budget that drop least of all layers together."""
         layers = dict(trained_cores(model))
         chosen = fit(deploy(model, dense=True), layers, self.budget, form=self.form).by_name
-        ranks = {
-            name: chosen[name].rank or layer.rank for name, layer in layers.items()
-        }  # None: it stays dense
-        return cast(dict[str, int], ranks)
+        # a layer that is better dense has no rank there, and keeps its full one
+        return {name: cast(int, chosen[name].rank or layer.rank) for name, layer in layers.items()}
 
 
 def _trained(model: nn.Module, name: str) -> bool:
