@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from expect import refuses
-from ironrank.comparison import compare, folder
+from ironrank.comparison import compare, estimate, folder
+from ironrank.comparison.cells import by_params, cells_of
+from ironrank.comparison.estimate import Cost
+from ironrank.comparison.grid import stage_name
 from ironrank.comparison.judging import fates
+from ironrank.comparison.question import ask, stages_of
 from ironrank.config import build_run
 from ironrank.files import read_json
 from ironrank.layers.factored import Factored
@@ -280,3 +284,24 @@ def test_a_dry_run_lists_cells_and_writes_nothing(grid, mnist, tmp_path):
     assert not (tmp_path / "out").exists()
     done = compare(run_of(mnist), "svd", (50,), 2, out=out, dry_run=True, **QUICK)
     assert done["seconds"] == 0 and all(cell["done"] for cell in done["cells"])
+
+
+def test_the_estimate_leaves_out_what_is_trained(mnist, tmp_path):
+    def cost(run, protocol):
+        return Cost(10, {stage_name(stage): 1 for stage in stages_of(run)[:-1]}, 100)
+
+    question = ask(run_of(mnist), "svd", (50,), 1, "size", "recipe", False, 8, 2, 1, {})
+    cells, _ = cells_of(question, by_params(question))
+    svd = next(cell for cell in cells if cell.net == "svd")
+    (stage,) = stages_of(svd.run)[:-1]
+    spent = []
+    with mock.patch.object(estimate, "cost", cost):
+        for there in (
+            "nothing",
+            f"stages/{stage_name(stage)}/model.safetensors",
+            f"{svd.name}/model.safetensors",
+        ):
+            (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / there).touch()
+            spent.append(estimate.estimate(tmp_path, [svd], question.protocol)[svd.name])
+    assert spent == [111, 110, 100]

@@ -19,7 +19,7 @@ import torch
 
 from ironrank.attacks import PGD
 from ironrank.comparison.cells import Cell
-from ironrank.comparison.grid import one_thread, stage_name
+from ironrank.comparison.grid import STAGES, TRAINED, one_thread, stage_name
 from ironrank.comparison.judging import CURVE_IMAGES, CURVE_STEPS, radii_of
 from ironrank.comparison.question import Protocol, stages_of
 from ironrank.data import Images
@@ -41,30 +41,34 @@ class Cost(NamedTuple):
     judging: float
 
 
-def estimate(cells: Iterable[Cell], protocol: Protocol) -> dict[str, float]:
-    """Estimate the seconds of each cell; a shared stage counts with the first cell that needs it.
+def estimate(out: Path, cells: Iterable[Cell], protocol: Protocol) -> dict[str, float]:
+    """Estimate the seconds that each cell still takes; a shared stage counts with the first cell that needs it.
 
     Args:
-        cells: The cells.
+        out: The folder of the comparison; what is trained there is not counted, what is half trained is, in full.
+        cells: The cells that are not judged yet.
         protocol: How they are judged.
 
     Returns:
         Seconds by name of the cell.
     """
     by_kind: dict[tuple, Cost] = {}
-    trained: set[str] = set()
+    trained = {file.parent.name for file in (out / STAGES).glob(f"*/{TRAINED}")}
     seconds = {}
     for cell in cells:
         if cell.kind not in by_kind:
             with one_thread():
                 by_kind[cell.kind] = cost(cell.run, protocol)
         known = by_kind[cell.kind]
+        seconds[cell.name] = known.judging
+        if (out / cell.name / TRAINED).is_file():
+            continue
         names = [stage_name(stage) for stage in stages_of(cell.run)[:-1]]
         new = [
             spent for name, spent in zip(names, known.earlier.values(), strict=True) if name not in trained
         ]
         trained.update(names)
-        seconds[cell.name] = known.last_stage + sum(new) + known.judging
+        seconds[cell.name] += known.last_stage + sum(new)
     return seconds
 
 

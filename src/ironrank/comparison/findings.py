@@ -137,7 +137,7 @@ def points(found: Difference | Mapping[str, Any]) -> str:
         '+1.2 points [-0.4, +2.8]'
     """
     values = found._asdict() if isinstance(found, Difference) else found
-    mean, low, high = (f"{100 * values[key]:+.1f}" for key in ("mean", "low", "high"))
+    mean, low, high = (text.points(values[key]) for key in ("mean", "low", "high"))
     return f"{mean} points [{low}, {high}]"
 
 

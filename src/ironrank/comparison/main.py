@@ -155,7 +155,7 @@ def _plan(
     out: Path, question: Question, cells: list[Cell], left_out: list[LeftOut], jobs: int
 ) -> dict[str, Any]:
     missing = [cell for cell in cells if not (out / cell.name / grid.JUDGED).is_file()]
-    seconds = estimate(missing, question.protocol)
+    seconds = estimate(out, missing, question.protocol)
     listed = [
         {"name": cell.name, "net": cell.net, "budget": cell.budget, "training": cell.training, "seed": cell.run.seed,
          "done": cell.name not in seconds, "seconds": seconds.get(cell.name, 0.0)}

@@ -110,7 +110,7 @@ def _accuracy(spread: Mapping[str, Any]) -> Cell:
 def _difference(found: Mapping[str, Any] | None) -> Cell:
     if found is None:
         return Cell(text.DASH)
-    mean, low, high = (f"{100 * found[key]:+.1f}" for key in ("mean", "low", "high"))
+    mean, low, high = (text.points(found[key]) for key in ("mean", "low", "high"))
     return Cell(mean, span(low, high))
 
 

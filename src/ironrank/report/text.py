@@ -63,6 +63,16 @@ def percent(fraction: float | None) -> str:
     return DASH if fraction is None else f"{100 * fraction:.1f}"
 
 
+def points(difference: float) -> str:
+    """Return a difference of two fractions in percentage points, with its sign.
+
+    Example:
+        >>> points(-0.031), points(-0.0001)
+        ('-3.1', '+0.0')
+    """
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """Return a number with so many significant digits, without an exponent up to a million.
 
