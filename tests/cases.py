@@ -397,7 +397,7 @@ def tiny_run(folder: str, **change: Any) -> Run:
         "optimizer": SGD(lr=0.1, momentum=0.3),
         "epochs": 2,
         "batch_size": 15,
-        "validate": FGSM(eps=0.05),
+        "validate": FGSM(eps=0.1),
         "log_every": 2,
     }
     return Run(**(whole | change))

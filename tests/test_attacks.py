@@ -483,6 +483,7 @@ def test_the_next_stronger_attack_keeps_the_ball():
         assert (attack.loss, attack.precision) == ("margin", "bfloat16")
         steps.append(attack.steps)
     assert steps == [2, 4, 8]
+    assert stronger(APGD(steps=9)).steps == 18
     assert stronger(PGD(steps=10, step_size=0.01, restarts=3)) == PGD(steps=20, step_size=0.01, restarts=3)
 
 

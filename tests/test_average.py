@@ -174,7 +174,7 @@ def test_going_back_to_orthonormal_bases_changes_no_output():
 def test_what_is_judged_is_what_is_saved(method, mnist, tmp_path):
     run = tiny_run(mnist, method=METHOD_CASES[method].low, average=0.7, epochs=3)
     folder = train(run, tmp_path / "run")
-    _, held_out = split(run.data.load("train"), 0.25, run.seed)
+    _, held_out = split(run.data.load("train"), 0.25)
     model, line = load_model(folder, "last"), last_line(folder)
     METHOD_CASES[method].holds(model, run.method)
     METHOD_CASES[method].holds(load_model(folder, "best"), run.method)

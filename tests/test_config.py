@@ -197,6 +197,24 @@ def test_the_earlier_stage_has_a_path_of_its_own() -> None:
     assert run.start.validate.eps == run.validate.eps == 0.2
 
 
+def test_validation_follows_the_ball_of_the_objective() -> None:
+    run = lenet("objective=madry", "objective.attack.eps=0.3", "objective.attack.norm=L2")
+    assert (run.validate.norm, run.validate.eps, run.validate.steps) == ("L2", 0.3, 5)
+    run = build_run("cstar/lenet5-mnist", ["mode=cstar", "objective.attack.eps=0.15"])
+    while isinstance(run, Run):
+        assert run.objective.threat == ("Linf", 0.15)
+        assert (run.validate.eps, run.validate.steps) == (0.15, 20)
+        assert run.validate.step_size == pytest.approx(0.015)
+        run = run.start
+
+
+def test_validation_that_is_set_or_apart_stays_where_it_is() -> None:
+    run = lenet("objective=madry", "objective.attack.eps=0.3", "validate.steps=2")
+    assert run.validate.eps == 0.1
+    apart = override(run, [("objective.attack.eps", "0.2")])
+    assert apart.validate.eps == 0.1 and apart.objective.attack.eps == 0.2
+
+
 def test_what_the_earlier_stage_does_not_have_is_left_out_there() -> None:
     run = lenet(
         "mode=svd",

@@ -574,6 +574,16 @@ def test_awp_moves_as_far_whatever_the_size_of_the_gradient(size):
     torch.testing.assert_close(worse(torch.eye(3)), torch.full((3, 3), expected))
 
 
+def test_awp_leaves_pruned_weights_at_zero():
+    net = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 2.0]]))
+    worse = perturbed(net, lambda run: run(torch.eye(3)).square().sum() + run(torch.eye(3)).sum(), gamma=0.5)
+    moved = worse(torch.eye(3)).T - net.weight
+    assert moved.norm().item() == pytest.approx(1.5, rel=1e-5)
+    assert torch.equal(moved != 0, net.weight != 0)
+
+
 def test_awp_needs_weights_that_learn():
     x, y = torch.rand(2, 3), torch.tensor([0, 1])
     with pytest.raises(IronrankError, match="a torch module is needed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import nn
 
 from cases import ATTACK_CASES, METHOD_CASES, OBJECTIVE_CASES, tiny_run, with_validation
 from ironrank.artifact import load_model
-from ironrank.attacks import ATTACKS, PGD
+from ironrank.attacks import ATTACKS, FGSM, PGD
+from ironrank.console import outcome as shown
 from ironrank.data import Stream, mix, split
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors, write_tensors
@@ -27,8 +29,9 @@ from ironrank.objectives import Distill, Free, Madry
 from ironrank.optim import SGD, AdamW, Cosine, Steps
 from ironrank.settings import encode
 from ironrank.surgery import factored_layers
-from ironrank.training import Run, decode_run, train
+from ironrank.training import Guard, Run, decode_run, train
 from ironrank.training.checkpoint import load_checkpoint
+from ironrank.verbs import outcome
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -98,7 +101,7 @@ def test_another_seed_is_another_run_and_the_same_seed_the_same(mnist, tmp_path)
 def test_validation_is_of_the_delivered_weights_under_the_named_attack(attack, mnist, tmp_path):
     run = tiny_run(mnist, validate=ATTACK_CASES[attack], optimizer=AdamW(lr=0.01), epochs=4)
     folder = train(run, tmp_path / "run")
-    _, held_out = split(run.data.load("train"), 0.25, run.seed)
+    _, held_out = split(run.data.load("train"), 0.25)
     assert len(held_out) == 16
     model = load_model(folder, "last")
     last = lines_of(folder)[-1]
@@ -110,7 +113,7 @@ def test_validation_is_of_the_final_form_and_leaves_the_training_alone(mnist, tm
     method = CSTAR(budget="params=6x", first="low-rank", last="low-rank", rho=1e-4, every=1, choose=1)
     run = tiny_run(mnist, method=method, epochs=3)
     folder = train(run, tmp_path / "run")
-    _, held_out = split(run.data.load("train"), 0.25, run.seed)
+    _, held_out = split(run.data.load("train"), 0.25)
     cut = [line for line in lines_of(folder) if "epoch" in line][-1]
     assert cut["primal"] > 0.1  # far from its target, the net before the cut is another one
     model = load_model(folder, "last")
@@ -123,9 +126,10 @@ def test_the_best_weights_are_those_of_the_best_robust_then_clean_epoch(mnist, t
     robust, clean = iter([0.1, 0.3, 0.3, 0.3, 0.2]), iter([0.9, 0.5, 0.6, 0.5, 0.9])
     monkeypatch.setattr("ironrank.training.loop.robust_accuracy", lambda *_, **__: next(robust))
     monkeypatch.setattr("ironrank.training.loop.accuracy", lambda *_, **__: next(clean))
-    run = tiny_run(mnist, epochs=5)
+    run = tiny_run(mnist, epochs=5, objective=Madry(attack=FGSM(eps=0.1)), guard=Guard(gap=1))
     folder = train(run, tmp_path / "run")
-    third = train(tiny_run(mnist, epochs=5), tmp_path / "again", until=0)
+    assert outcome(folder)["best"]["epoch"] == 3
+    third = train(run, tmp_path / "again", until=0)
     scores = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr("ironrank.training.loop.robust_accuracy", lambda *_, **__: next(scores))
     monkeypatch.setattr("ironrank.training.loop.accuracy", lambda *_, **__: 0.5)
@@ -136,6 +140,58 @@ def test_the_best_weights_are_those_of_the_best_robust_then_clean_epoch(mnist, t
     )
     assert all(torch.equal(best[key], stopped[key]) for key in stopped)
     assert not torch.equal(best["fc1.weight"], load_file(folder / "last.safetensors")["fc1.weight"])
+
+
+def test_without_an_adversary_clean_accuracy_comes_first(mnist, tmp_path, monkeypatch):
+    """A net that answers the same to every image is robust on one class in ten, and no good."""
+    robust, clean = iter([0.3, 0.1, 0.2, 0.0]), iter([0.2, 0.8, 0.8, 0.7])
+    monkeypatch.setattr("ironrank.training.loop.robust_accuracy", lambda *_, **__: next(robust))
+    monkeypatch.setattr("ironrank.training.loop.accuracy", lambda *_, **__: next(clean))
+    run = tiny_run(mnist, epochs=4)
+    folder = train(run, tmp_path / "run")
+    assert outcome(folder)["best"]["epoch"] == 3
+    robust, clean = iter([0.3, 0.1, 0.2]), iter([0.2, 0.8, 0.8])
+    third = train(run, tmp_path / "again", until=3)
+    best, stopped = (
+        load_file(folder / "model.safetensors"),
+        load_checkpoint(third / "checkpoint.safetensors").model,
+    )
+    assert all(torch.equal(best[key], stopped[key]) for key in stopped)
+
+
+@pytest.mark.parametrize("held", [0.25, 0.5])
+def test_seeds_hold_out_the_same_images_and_more_of_them_is_said(held, mnist, tmp_path):
+    first = train(with_validation(tiny_run(mnist, epochs=1), 0.25), tmp_path / "first")
+    second = train(with_validation(tiny_run(mnist, epochs=1, start=str(first)), 0.25), tmp_path / "second")
+    run = with_validation(tiny_run(mnist, epochs=1, seed=7, start=str(second)), held)
+    console = Console(file=io.StringIO(), width=200)
+    third = train(run, tmp_path / "third", console=console)
+    events = [line for line in lines_of(third) if "event" in line]
+    if held == 0.25:
+        assert not events
+        return
+    assert events == [
+        {"event": "validation looks at images that an earlier stage was trained on", "share_of_them": 0.5}
+    ]
+    assert "share of them 0.500" in console.file.getvalue()
+    assert "was trained on" in shown(outcome(third))
+    images = run.data.load("train")
+    assert {*split(images, 0.25)[1].x.flatten(1).sum(1).tolist()} <= {
+        *split(images, 0.5)[1].x.flatten(1).sum(1).tolist()
+    }
+
+
+def test_validation_in_another_ball_is_said(mnist, tmp_path):
+    objective = Madry(attack=FGSM(eps=0.1, norm="L2"))
+    folder = train(tiny_run(mnist, epochs=1, objective=objective), tmp_path / "run")
+    (event,) = [line for line in lines_of(folder) if "event" in line]
+    assert event == {
+        "event": "validation looks at another ball than training",
+        "trained_norm": "L2",
+        "trained_eps": 0.1,
+        "validated_norm": "Linf",
+        "validated_eps": 0.1,
+    }
 
 
 def test_without_held_out_images_the_best_is_the_last(mnist, tmp_path):
@@ -380,14 +436,14 @@ def test_free_shows_each_batch_as_often_as_it_is_replayed(mnist, tmp_path, monke
     monkeypatch.setattr(Free, "__call__", spy)
     run = tiny_run(mnist, objective=Free(eps=0.05, replays=3), epochs=2)
     folder = train(run, tmp_path / "run")
-    stream = Stream(split(run.data.load("train"), 0.25, run.seed)[0], run.batch_size, run.seed)
+    stream = Stream(split(run.data.load("train"), 0.25)[0], run.batch_size, run.seed)
     assert seen == [stream.batch(t // 3)[0].sum().item() for t in range(2 * 4 * 3)]
     delta = load_checkpoint(folder / "checkpoint.safetensors").objective["delta"]
     assert delta.shape == (15, 1, 28, 28) and 0 < delta.abs().max() <= 0.05 + 1e-7
 
 
 def test_a_rate_schedule_ends_with_the_training_however_often_batches_are_replayed(mnist, tmp_path):
-    run = tiny_run(mnist, objective=Free(replays=3), schedule=Cosine(), log_every=1)
+    run = tiny_run(mnist, objective=Free(replays=3), schedule=Cosine(), log_every=1, validate=FGSM())
     rates = [line["lr"] for line in lines_of(train(run, tmp_path / "run")) if "epoch" not in line]
     assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * t / 24)) / 2 for t in range(24)])
 

@@ -9,7 +9,8 @@
 
 A run whose ``start`` is a run of its own has two stages that must agree: what does not concern ``method``,
 ``epochs`` or ``start`` reaches the earlier stage too, where it has that setting. ``objective.ramp`` is the first
-stage's alone: in each further one eps would grow anew.
+stage's alone: in each further one eps would grow anew. Where the ball of the objective changes, that of ``validate``
+does too, unless they differed or ``validate`` is set.
 """
 
 from __future__ import annotations
@@ -74,12 +75,29 @@ def override(run: Run, pairs: Iterable[Pair], arguments: Iterable[str] = ()) -> 
     Raises:
         IronrankError: If a path is unknown or a value is not allowed.
     """
+    before, heads = run, set()
     for path, text in pairs:
         head = path.split(".")[0]
+        heads.add(head)
         if head == "recipe" or head not in hints_of(Run):
             raise IronrankError(f"{path}: no such setting; {_help(run, head, arguments)}")
         run = _override(run, path, text)
-    return run
+    return run if "validate" in heads else _watched(before, run)
+
+
+def _watched(before: Run, run: Run) -> Run:
+    """Let validation look at the ball of the objective, where that is another one now and validation was in the old."""
+    if isinstance(before.start, Run) and isinstance(run.start, Run):
+        run = dataclasses.replace(run, start=_watched(before.start, run.start))
+    old, new, attack = before.objective.threat, run.objective.threat, run.validate
+    if new in (None, old) or old not in (None, (attack.norm, attack.eps)):
+        return run
+    norm, eps = new
+    if norm == attack.norm and eps and attack.eps:
+        attack = attack.scaled(eps / attack.eps)
+    elif "step_size" in hints_of(type(attack)):
+        attack = dataclasses.replace(attack, step_size=None)  # type: ignore[call-arg]
+    return dataclasses.replace(run, validate=dataclasses.replace(attack, norm=norm, eps=eps))
 
 
 def _override(run: Run, path: str, text: str) -> Run:

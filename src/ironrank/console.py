@@ -174,7 +174,8 @@ def outcome(result: Mapping[str, Any]) -> str:
         parts.append(
             f"best epoch {best['epoch']}: " + (", ".join(scores) or "the last, for want of validation")
         )
-    parts += [f"{event['event']} in epoch {event['at_epoch']}" for event in result["events"]]
+    for event in result["events"]:
+        parts.append(event["event"] + (f" in epoch {event['at_epoch']}" if "at_epoch" in event else ""))
     if result["epochs"] < result["epochs_planned"]:
         done = f"{result['epochs']} of {result['epochs_planned']} epochs done"
         parts.append(f"{done}: {'out of patience' if result['finished'] else 'go on with --resume'}")

@@ -27,6 +27,7 @@ from ironrank.report.gather import courses, gather, read_small
 from ironrank.report.rows import unique
 from ironrank.training import Run, decode_run
 from ironrank.training import train as loop
+from ironrank.training.run import score
 
 EVALUATION, LOG = "evaluation.json", "metrics.jsonl"
 
@@ -118,16 +119,15 @@ def outcome(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     lines = read_lines(folder / LOG)
     epochs = [line for line in lines if "epoch" in line]
-    best = max(epochs, key=_score, default=None)
-    planned = decode_run(read_json(folder / "run.json")).epochs
+    run = decode_run(read_json(folder / "run.json"))
+
+    def order(line: dict[str, Any]) -> tuple[tuple[float, float], int]:  # of equals the later epoch
+        return score(run, line.get("val_robust", 0.0), line.get("val_clean", 0.0)), line["epoch"]
+
+    best = max(epochs, key=order, default=None)
     events, finished = [line for line in lines if "event" in line], (folder / WHICH["best"]).is_file()
-    return {"folder": str(folder), "best": best, "epochs": len(epochs), "epochs_planned": planned,
+    return {"folder": str(folder), "best": best, "epochs": len(epochs), "epochs_planned": run.epochs,
             "finished": finished, "events": events}  # fmt: skip
-
-
-def _score(line: dict[str, Any]) -> tuple[float, float, int]:
-    # the order in which training keeps weights: robust, then clean; of equals the later epoch
-    return line.get("val_robust", 0.0), line.get("val_clean", 0.0), line["epoch"]
 
 
 def evaluate(

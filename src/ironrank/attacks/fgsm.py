@@ -76,9 +76,9 @@ class NFGSM(Attack):
     .. math:: x_0 = \mathrm{box}(x + \eta), \quad \eta \sim U(-k \epsilon, k \epsilon), \qquad
         x' = \mathrm{box}(x_0 + \alpha \epsilon \, d)
 
-    By design the result lies up to :math:`(k + \alpha) \epsilon` from x, its `radius`, so what a model withstands
-    here says nothing about eps. That the noise itself is cut at the box is ours to choose: we are not certain of the
-    paper's code. For L2, which the paper does not have, the noise is uniform in the ball of radius k eps.
+    By design the result lies up to :math:`(k + \alpha) \epsilon` from x, its `radius`, so what a model withstands here
+    says nothing about eps. The noise itself is cut at the box, as in the authors' code. For L2, which the paper does
+    not have, the noise is uniform in the ball of radius k eps.
 
     Example:
         >>> weight = torch.tensor([[0.0, 0.0], [1.0, -1.0]])

@@ -150,7 +150,7 @@ def stronger(attack: Attack) -> PGD:
         attack: Any attack.
 
     Returns:
-        PGD with two steps for an attack of one step, and with twice the steps for PGD; ball, loss, precision stay.
+        PGD of twice the steps; for an attack of another kind a new one, and ball, loss, precision stay.
 
     Example:
         >>> from ironrank.attacks.fgsm import FGSM
@@ -159,6 +159,5 @@ def stronger(attack: Attack) -> PGD:
     """
     if isinstance(attack, PGD):
         return replace(attack, steps=2 * attack.steps)
-    return PGD(
-        norm=attack.norm, eps=attack.eps, loss=attack.loss, precision=attack.precision, steps=2, keep="last"
-    )
+    same = {name: getattr(attack, name) for name in ("norm", "eps", "loss", "precision")}
+    return PGD(**same, steps=2 * max(1, attack.gradient_steps), keep="last")

@@ -18,6 +18,7 @@ import torch
 from ironrank.data.augment import AUGMENTS
 from ironrank.data.base import Dataset, DataSpec, Images
 from ironrank.data.photos import Photos
+from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
 from ironrank.settings import setting
 
@@ -54,7 +55,7 @@ class ImageNet(Dataset):
             split: ``"train"``, or ``"test"`` for the folder ``val``.
 
         Returns:
-            The photos, classes in the order of their names.
+            The photos, classes mixed: the first n of them are a sample of all, in the same order each time.
 
         Raises:
             IronrankError: If the folders are not there, a class is not in train, there are more than 1,000 classes, or
@@ -84,7 +85,9 @@ class ImageNet(Dataset):
             raise IronrankError(
                 f"imagenet: there is no {wanted} ({', '.join(sorted(ENDINGS))}) of a class of train"
             )
-        return Photos([file for file, _ in found], torch.tensor([i for _, i in found]), self.side)
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(mix(0, "order", split)))
+        files, y = zip(*(found[i] for i in order.tolist()), strict=True)
+        return Photos(list(files), torch.tensor(y), self.side)
 
 
 def _classes(folder: Path) -> list[str]:

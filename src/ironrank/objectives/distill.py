@@ -11,8 +11,13 @@ Source: RSLAD: Zi et al., "Revisiting adversarial robustness distillation", 2021
 accuracy and robustness of student models via adaptive adversarial distillation", 2023. We know both by their formulas,
 not line by line; a = 1 of AdaAD, and the direction of its divergences, are as we understand them and not certain.
 
-Ours: running statistics of batch norms come from the attacked images alone; with label smoothing the teacher's
-probabilities are mixed with the even ones.
+Divergences are sums over classes and means over the batch, as the formulas are. The published code of RSLAD averages
+over classes too, which makes its loss and its gradients smaller by the number of classes: for the same relation to
+weight decay take its learning rate divided, and its weight decay multiplied, by that number.
+
+Ours: the attack starts uniformly in the ball, theirs from x plus normal noise of 0.001; running statistics of batch
+norms come from the attacked images alone; with label smoothing the teacher's probabilities are mixed with the even
+ones.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from ironrank.training.checkpoint import Progress, load_checkpoint, restore_opti
 from ironrank.training.folder import add_line, keep_lines
 from ironrank.training.guards import strengthened
 from ironrank.training.processes import barrier, process
+from ironrank.training.remarks import remarks
 from ironrank.training.run import Run
 from ironrank.training.start import fresh, initial_model
 
@@ -120,11 +121,14 @@ class Held:
         if self.rank == 0:
             write_json(self.out / "run.json", encode(self.run))
             keep_lines(self.out, self.progress.lines)
+        if not self.progress.lines:
+            for event in remarks(self.run, self.start):
+                self.log(event)
         barrier()
 
     def _load(self) -> tuple[Images, Images]:
         images = self.run.data.load("train")
-        train_images, validation = split(images, self.run.data.validation, self.run.seed)
+        train_images, validation = split(images, self.run.data.validation)
         return train_images.to(self.run.device), validation.to(self.run.device)
 
     def layout(self, model: nn.Module) -> Layout:

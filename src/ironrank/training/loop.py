@@ -18,12 +18,13 @@ from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.optim import set_lr
 from ironrank.training.checkpoint import load_checkpoint
 from ironrank.training.diagnosis import blown_up
-from ironrank.training.folder import check_folder, keep_lines
+from ironrank.training.folder import check_folder
 from ironrank.training.held import CHECKPOINT, Held
 from ironrank.training.looking import Look, look
 from ironrank.training.processes import agreed, average_gradients, barrier, everywhere, join, share_buffers
 from ironrank.training.progress import Event, Watcher, watching
-from ironrank.training.run import Run
+from ironrank.training.remarks import remarks
+from ironrank.training.run import Run, score
 from ironrank.training.start import check_model, fresh
 
 BEST = "best.partial.safetensors"  # the best epoch so far, until its final form is made
@@ -75,6 +76,8 @@ def train(
     )  # whatever is wrong with data or settings shows here, before anything is written
     job.open_folder()
     with watching(console, job.steps, job.progress.epoch * job.epoch_steps) as watcher:
+        for event in remarks(run, start) if not job.progress.step else []:
+            watcher.event(event)
         while not job.ended and not (until is not None and job.progress.epoch >= until):
             job.epoch(watcher)
     if job.ended:
@@ -169,11 +172,11 @@ class Job(Held):
         final = self.final(model)
         robust = robust_accuracy(final, attacked, self.run.validate, seed=mix(self.run.seed, "validate"))
         robust, clean = agreed((robust, accuracy(final, self.validation)), self.run.device)
-        scores = (robust, clean)
+        scores = score(self.run, robust, clean)
         if scores >= self.progress.best:
             self.progress.best, self.progress.best_epoch = scores, self.progress.epoch
             self.checkpoint(BEST, model)
-        line = {"val_robust": scores[0], "val_clean": scores[1]}
+        line = {"val_robust": robust, "val_clean": clean}
         if self.objective.threat is not None:
             line["robust_fall"] = self.progress.best[0] - robust
         return line
@@ -195,8 +198,7 @@ class Job(Held):
         barrier()  # none may read what the first is about to write
         self.progress.stronger += 1
         self.objective = self.objective.stronger()
-        if self.rank == 0:
-            keep_lines(self.out, self.progress.lines)
+        self.open_folder()
         event: Event = {"event": "catastrophic overfitting", "at_epoch": failed, "guard_single": seen.single,
                  "guard_multi": seen.multi, "back_to_epoch": self.progress.epoch,
                  "goes_on_with": self.objective.describe()}  # fmt: skip

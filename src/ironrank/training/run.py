@@ -64,6 +64,22 @@ class Run(Settings):
     start: Run | str | None = setting(None, "earlier stage, or run folder, that it starts from")
 
 
+def score(run: Run, robust: float, clean: float) -> tuple[float, float]:
+    """Return what makes one epoch better than another, the first number first.
+
+    Without an adversary robust accuracy counts second: it is often highest when little has been learnt.
+
+    Args:
+        run: The run.
+        robust: Validation accuracy under attack.
+        clean: Validation accuracy.
+
+    Returns:
+        The numbers in their order.
+    """
+    return (clean, robust) if run.objective.threat is None else (robust, clean)
+
+
 def decode_run(value: Any) -> Run:
     """Read a run from the JSON values of ``run.json``.
 

@@ -1,0 +1,49 @@
+"""What a run says before it begins, where its validation would mislead; nothing is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ironrank.errors import IronrankError
+from ironrank.files import read_json
+from ironrank.training.progress import Event
+from ironrank.training.run import Run, decode_run
+
+
+def remarks(run: Run, start: str | None) -> list[Event]:
+    """Say where validation looks at another ball than training, or at images that were trained on.
+
+    Args:
+        run: The run.
+        start: Folder or file of the earlier stage, or None.
+
+    Returns:
+        Lines for metrics.jsonl.
+    """
+    found: list[Event] = []
+    threat, watched = run.objective.threat, (run.validate.norm, run.validate.eps)
+    if threat not in (None, watched):
+        (norm, eps), (validated, radius) = threat, watched
+        found.append({"event": "validation looks at another ball than training", "trained_norm": norm,
+                      "trained_eps": eps, "validated_norm": validated, "validated_eps": radius})  # fmt: skip
+    held = run.data.validation
+    if held and start is not None and (before := _held(Path(start), run, held)) < held:
+        found.append({"event": "validation looks at images that an earlier stage was trained on",
+                      "share_of_them": 1 - before / held})  # fmt: skip
+    return found
+
+
+def _held(start: Path, run: Run, held: float) -> float:
+    """Return the share of images that all earlier stages on the same data held out too, at most ``held``."""
+    try:
+        earlier = decode_run(read_json(start / "run.json"))
+    except IronrankError:  # weights without a run, or settings that only the user's own code knows
+        return held
+    if type(earlier.data) is not type(run.data):
+        return held
+    held = min(held, earlier.data.validation)
+    return held if earlier.start is None else _held(_folder(earlier.start, start), run, held)
+
+
+def _folder(start: Run | str, inside: Path) -> Path:
+    return Path(start) if isinstance(start, str) else inside / "start"
