@@ -194,6 +194,36 @@ def test_what_cannot_be_narrowed_stays_whole():
     assert (small.deep.groups, small.three.in_channels, small.four.in_channels) == (4, 8, 6)
 
 
+class Rearranged(nn.Module):
+    """Channels that change places between two layers, which no trace of shapes sees."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, padding=1)
+        self.c = nn.Conv2d(3 if how == "pixels" else 12, 16, 1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu())
+        if self.how == "pixels":
+            x = F.pixel_shuffle(x, 2)
+        else:
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.fc(self.c(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["shuffle", "pixels"])
+def test_channels_that_change_places_stay(how):
+    net, x = Rearranged(how).eval(), pixels()
+    nn.init.zeros_(net.fc.weight)  # a head that begins at zero hides nothing
+    groups = find_groups(net)
+    assert [group.name for group in groups] == ["a", "c"]
+    nn.init.normal_(net.fc.weight)
+    wanted = masked(net, groups, some(groups))(x)
+    assert torch.allclose(remove(net, groups, some(groups))(x), wanted, atol=1e-5)
+
+
 class Joined(nn.Module):
     """A convolution that reads two others, or one and the input."""
 

@@ -92,6 +92,26 @@ def test_every_step_keeps_what_the_method_claims_and_the_loss_falls(name, optimi
     case.holds(case.low.finish(fit.model, fit.state), case.low)
 
 
+@each
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_head_that_begins_at_zero_learns(name, optimizer):
+    net = small_net()
+    nn.init.zeros_(net[5].weight)
+    fit = Fit(METHOD_CASES[name].low, OPTIMIZERS[optimizer], given=net)
+    losses = [fit.step() for _ in range(15)]
+    assert losses[-1] < losses[0], losses
+    assert all(bool(p.isfinite().all()) for p in fit.model.parameters())
+
+
+@pytest.mark.parametrize("correction", ["exact", "scalar", "none"])
+def test_condlr_takes_a_layer_of_zeros(correction):
+    net = small_net()
+    nn.init.zeros_(net[5].weight)
+    fit = Fit(CondLR(keep=0.5, correction=correction, scale="norm"), SGD(lr=0.1), given=net)
+    losses = [fit.step() for _ in range(15)]
+    assert losses[-1] < losses[0], losses
+
+
 @optimizers
 @pytest.mark.parametrize("tau", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("centre", ["mean", "rms"])

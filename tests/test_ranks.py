@@ -16,6 +16,7 @@ from ironrank.data import DataSpec
 from ironrank.errors import IronrankError
 from ironrank.layers import factored_kind, full_rank, parts
 from ironrank.linalg import hooi, hosvd, truncated_svd
+from ironrank.methods import CondLR
 from ironrank.models import VGG16, LeNet5, ResNet18
 from ironrank.objectives import Clean
 from ironrank.ranks import (
@@ -35,7 +36,7 @@ from ironrank.ranks import (
     within,
 )
 from ironrank.ranks.choose import hull
-from ironrank.ranks.cost import COSTS, DENSE, count_bytes, count_macs, count_params, macs, params
+from ironrank.ranks.cost import COSTS, DENSE, count_bytes, count_macs, count_params, macs, params, shapes_of
 from ironrank.ranks.latency import measure, median_ms, thin
 from ironrank.ranks.menu import matrix_errors, tucker_errors
 from ironrank.ranks.weighting import patches
@@ -110,6 +111,79 @@ def test_sites_of_linear_layers_and_layers_that_are_called_twice_or_never():
     assert [site.out for site in found] == [6, 3, 0] and net.training
     assert [site.out for site in sites(net, ["a"])] == [1]
     assert [macs(site, "dense", DENSE)[0] for site in found] == [150, 60, 0]
+
+
+class Attending(nn.Module):
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.fc = kind, nn.Linear(64, 64)
+        self.mha, self.lstm = (
+            nn.MultiheadAttention(64, 4, batch_first=True),
+            nn.LSTM(64, 64, batch_first=True),
+        )
+        self.encoder = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+
+    def forward(self, x):
+        if self.kind == "lstm":
+            return self.fc(self.lstm(x)[0])
+        if self.kind == "encoder":
+            return self.fc(self.encoder(x))
+        return self.fc(
+            self.mha(x, x, x)[0] if self.kind == "mha" else F.scaled_dot_product_attention(x, x, x)
+        )
+
+
+@pytest.mark.parametrize("kind, by_hand", [
+    ("sdpa", 2 * 10 * 10 * 64), ("mha", 4 * 10 * 64 * 64 + 2 * 10 * 10 * 64), ("lstm", 10 * 2 * 4 * 64 * 64),
+    ("encoder", 4 * 10 * 64 * 64 + 2 * 10 * 10 * 64 + 2 * 10 * 64 * 128),
+])  # fmt: skip
+def test_what_torch_runs_as_one_operation_is_counted(kind, by_hand):
+    """Attention, its fast path and recurrent layers have no formula of their own."""
+    net, x = Attending(kind).eval(), torch.randn(3, 10, 64)
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    assert count_macs(net, x) == by_hand + 10 * 64 * 64
+    assert count_macs(net.to("meta"), x.to("meta")) == by_hand + 10 * 64 * 64
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before
+
+
+def test_examples_may_be_dicts_and_states_may_hold_other_things():
+    class Named(nn.Linear):
+        def forward(self, batch):
+            return F.linear(batch["x"], self.weight)
+
+        def get_extra_state(self):
+            return {"version": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    net = Named(4, 3, bias=False)
+    assert count_macs(net, {"x": torch.randn(5, 4)}) == 12 and count_bytes(net) == 48
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    assert count_bytes(tied) == count_bytes(shapes_of(tied)) == 4 * (16 + 8)
+
+
+def test_ranks_are_not_chosen_without_weights():
+    with pytest.raises(IronrankError, match="layer '0' is on the meta device"):
+        plan(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).to("meta"), budget="params=1.5x")
+
+
+@pytest.mark.parametrize("size", [{"budget": "params=2x"}, {"keep": 0.5}])
+def test_a_full_end_is_full_whatever_form_is_wished(size):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 8, 3))
+    rows = CondLR(**size, form="auto", first="full-rank").plan(net).rows
+    for row in (rows[0], rows[2]):
+        assert row.rank is None or (row.form, row.rank) == ("channel", row.full_rank)
+
+
+def test_a_rank_is_given_to_the_forms_that_can_have_it():
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3))
+    first, second = plan(net, budget="params=1.2x", form="auto", ranks={"0": 20, "1": (8, 8)}).rows
+    assert (first.form, first.rank, second.form, second.rank) == ("channel", 20, "tucker2", (8, 8))
+    with pytest.raises(IronrankError, match="rank 99 for layer '0' in channel form"):
+        plan(net, budget="params=1.2x", form="auto", ranks={"0": 99})
 
 
 def test_forms_of_a_layer():

@@ -290,6 +290,45 @@ def test_sub_classes_parametrized_grouped_and_hooked_layers_stay():
     assert [name for name, _ in factored_layers(net)] == ["free"]
 
 
+def test_layers_that_share_their_numbers_without_sharing_a_parameter_stay():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight.data = net[0].weight.data
+    found = reasons(net)
+    assert found["0"].startswith("tied") and found["1"].startswith("tied") and found["2"] == ""
+
+
+def test_weights_that_are_not_real_numbers_stay():
+    net = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4))
+    assert reasons(net) == {"0": "its weight is complex64, which is not decomposed", "1": ""}
+
+
+class Listed(nn.Module):
+    """A forward that reaches its layers past the modules that torch knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.free = (nn.Linear(4, 4) for _ in range(4))
+        self.order, self.last = [(self.a, "relu"), (self.b, "none")], self.c.forward
+
+    def forward(self, x):
+        for layer, _ in self.order:
+            x = layer(x)
+        return self.free(self.last(x))
+
+
+def test_layers_that_are_held_in_plain_attributes_stay():
+    found = reasons(nn.Sequential(Listed()))
+    assert found.pop("0.free") == ""
+    assert {name: reason.split()[0] for name, reason in found.items()} == {
+        "0.a": "0.order",
+        "0.b": "0.order",
+        "0.c": "0.last",
+    }
+    net, x = Listed(), torch.randn(2, 4)
+    factorize(net, 0.25)(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
 # DEFECT surgery.py, _untouchable: backward hooks are not looked at, so they are dropped silently.
 def test_layers_with_backward_hooks_stay():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -305,6 +344,8 @@ def test_lazy_layers_stay_or_are_refused_in_one_line():
         assert reasons(net)["0"] != ""
     except IronrankError as error:
         assert "\n" not in str(error)
+    with pytest.raises(IronrankError, match="layer '0' is lazy; call the model once first"):
+        plan(net, budget="params=2x")
 
 
 # DEFECT surgery.py, apply_plan: a frozen layer becomes trainable. Mend: hand requires_grad on, weight's and bias's.

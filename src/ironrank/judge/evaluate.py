@@ -29,7 +29,7 @@ from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.judge.examples import write_examples
 from ironrank.layers import Factored
 from ironrank.linalg import condition_number, orthonormality_error, singular_values
-from ironrank.ranks.cost import count_macs, count_params
+from ironrank.ranks.cost import count_macs, count_params, shapes_of
 from ironrank.settings import encode
 from ironrank.surgery import deploy, weighted_layers
 from ironrank.training.run import Run, decode_run
@@ -211,13 +211,13 @@ def describe_layer(name: str, layer: nn.Module) -> dict[str, Any]:
 def _architecture(run: Run, given: nn.Module | None) -> nn.Module:
     """Return the dense net of a run, on the meta device."""
     if given is not None:
-        return copy.deepcopy(given).to("meta")
+        return shapes_of(given)
     with torch.device("meta"):
         return run.model.build(run.data.spec)
 
 
 def _size(model: nn.Module, judged: nn.Module, x: Tensor, dense: nn.Module | None) -> dict[str, int]:
-    dense = (deploy(model, dense=True) if dense is None else copy.deepcopy(dense)).to("meta").eval()
+    dense = shapes_of(deploy(model, dense=True) if dense is None else dense).eval()
     weights = {name: tensor.cpu().contiguous() for name, tensor in judged.state_dict().items()}
     return {
         "params_dense": count_params(dense),

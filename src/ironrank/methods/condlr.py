@@ -138,7 +138,8 @@ class CondLR(LowRank):
                 raise IronrankError(f"condlr.taus: no layer matches '{pattern}': {nearest(pattern, names)}")
         if self.scale == "norm":
             for name, layer in trained_cores(model):
-                layer.S.data.mul_(norms[name] / layer.S.norm().item())
+                if norms[name]:
+                    layer.S.data.mul_(norms[name] / layer.S.norm().item())
         return model
 
     def init(self, model: nn.Module) -> State:

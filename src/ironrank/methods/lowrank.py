@@ -92,9 +92,12 @@ class LowRank(Method):
         )
         dense = [name for name, (form, _) in ends.items() if form == "dense"]
         full = {name: row.full_rank for name, (form, row) in ends.items() if form == "full-rank"}
+        forms = (
+            dict.fromkeys(full, "channel") if self.form == "auto" else {}
+        )  # the form that the rank is full in
         size = {"budget": self.budget} if self.budget else {"keep": self.keep}
         return plan(model, **size, exclude=[*self.exclude, *dense], ranks=full | self.ranks,
-                    round_to=self.round_to, core=core, form=self.form)  # fmt: skip
+                    round_to=self.round_to, core=core, form=self.form, forms=forms)  # fmt: skip
 
     def deployed(self, model: nn.Module) -> int:
         """Return the number of parameters of a net once the method has prepared it and its layers are deployed.

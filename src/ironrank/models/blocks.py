@@ -112,6 +112,11 @@ class Pad(nn.Module):
         place = {old: new for new, old in enumerate(i for i in range(self.inputs) if i not in gone)}
         self.set_width([len(place), *(place.get(j, -1) for j in self.source)])
 
+    def silence_inputs(self, channels: Sequence[int]) -> None:
+        """Take these channels in and give zeros out in place of their copies."""
+        gone = set(channels)
+        self.set_width([self.inputs, *(-1 if j in gone else j for j in self.source)])
+
     def remove_outputs(self, channels: Sequence[int]) -> None:
         """Give no more of these channels out."""
         gone = set(channels)

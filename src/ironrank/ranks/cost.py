@@ -17,14 +17,18 @@ Biases are the same in every form and are counted with the rest of the model.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ironrank.attacks.base import evaluation_mode
@@ -126,7 +130,9 @@ COSTS: dict[str, Cost] = {"params": params, "macs": macs, "bytes": nbytes}
 
 
 def first_of(example: Any) -> Any:
-    """Return the first example of a batch, as a batch of one; of a tuple of batches, of each."""
+    """Return the first example of a batch, as a batch of one; of a tuple or dict of batches, of each."""
+    if isinstance(example, dict):
+        return {name: x[:1] for name, x in example.items()}
     return tuple(x[:1] for x in example) if isinstance(example, tuple) else example[:1]
 
 
@@ -215,9 +221,38 @@ def count_macs(model: nn.Module, example: Any) -> int:
     Returns:
         Half of torch's FLOP count.
     """
-    with FlopCounterMode(display=False) as counter:
+    with _in_small_operations(), FlopCounterMode(display=False) as counter:
         call(model, first_of(example))
     return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _in_small_operations() -> Iterator[None]:
+    """Let attention and recurrent layers run in operations that are counted, and not as one that is not."""
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [library.enabled for library in libraries]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for library in libraries:
+        library.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
+
+
+def shapes_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the meta device; unlike after ``to("meta")``, what was shared still is."""
+    held = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(p): _shape_of(p) for p in held})
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def count_params(model: nn.Module) -> int:
@@ -227,5 +262,6 @@ def count_params(model: nn.Module) -> int:
 
 def count_bytes(model: nn.Module) -> int:
     """Return the bytes of all parameters and buffers of a model, shared ones once; a file adds its header."""
-    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in model.state_dict().values()}
+    held = [value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)]
+    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in held}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

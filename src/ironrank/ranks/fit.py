@@ -89,6 +89,10 @@ def fit(
 
     def make(site: Site) -> Menu:
         weight: Any = model.get_submodule(site.name).weight if weights is None else weights[site.name]
+        if weight.is_meta:
+            raise IronrankError(
+                f"layer '{site.name}' is on the meta device: no rank can be chosen without its weights"
+            )
         if not bool(torch.isfinite(weight).all()):
             raise IronrankError(f"layer '{site.name}' has weights that are not finite: no rank can be chosen")
         name = site.name

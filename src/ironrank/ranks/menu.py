@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ironrank.errors import IronrankError
-from ironrank.layers.forms import Rank, to_matrix
+from ironrank.layers.forms import Rank, full_rank, to_matrix
 from ironrank.linalg.precision import full_precision
 from ironrank.linalg.tucker import check_ranks, full_ranks
 from ironrank.ranks.cost import DENSE, Array, Cost, Site, params
@@ -155,15 +155,11 @@ def menu(
     if min_rank < 1 or round_to < 1:
         raise IronrankError(f"min_rank={min_rank}, round_to={round_to}: both must be at least 1")
     dense, found, energy = float(cost(site, "dense", DENSE)[0]), [], 0.0
-    for kind in site.forms(form):
+    for kind in site.forms(form) if rank is None else _forms_of_rank(site, form, rank):
         tilted = weight if roots is None else roots[kind].tilt(weight)
         errors = tucker_errors(tilted) if kind == "tucker2" else matrix_errors(to_matrix(tilted, kind))
         energy = max(energy, float(errors.flat[0]) * factor)
-        pairs = (
-            _pairs(site, errors, kind, min_rank, round_to)
-            if rank is None
-            else _given(site, errors, kind, rank)
-        )
+        pairs = _pairs(site, errors, kind, min_rank, round_to) if rank is None else _given(site, kind, rank)
         lost = factor * (errors[pairs[:, 0], pairs[:, 1]] if kind == "tucker2" else errors[pairs[:, 0]])
         deploys_dense = params(site, kind, pairs) >= math.prod(site.shape)
         found += _pareto(kind, pairs, np.where(deploys_dense, dense, cost(site, kind, pairs)), lost)
@@ -188,11 +184,30 @@ def _pairs(site: Site, errors: Array, kind: str, min_rank: int, round_to: int) -
     return np.stack([first, second], 1)[feasible]
 
 
-def _given(site: Site, errors: Array, kind: str, rank: Rank) -> Array:
+def _forms_of_rank(site: Site, form: str, rank: Rank) -> list[str]:
+    """Return the forms under a wish in which a layer can have a rank.
+
+    Raises:
+        IronrankError: If there is none; it says why of the first.
+    """
+    found, refused = [], []
+    for kind in site.forms(form):
+        try:
+            _given(site, kind, rank)
+            found.append(kind)
+        except IronrankError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return found
+
+
+def _given(site: Site, kind: str, rank: Rank) -> Array:
     if kind == "tucker2" and not isinstance(rank, int):
         check_ranks(site.shape, (rank[0], rank[1]))
         return np.array([rank])
-    most = min(full_ranks(site.shape)) if kind == "tucker2" else len(errors) - 1
+    full = full_rank(site.shape, kind)
+    most = full if isinstance(full, int) else min(full)
     if not isinstance(rank, int) or not 1 <= rank <= most:
         raise IronrankError(f"rank {rank} for layer '{site.name}' in {kind} form: allowed is 1 to {most}")
     return np.array([(rank, rank)])

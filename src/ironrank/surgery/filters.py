@@ -13,7 +13,9 @@ of coupled channels is a group, and filter i of a group is the i-th channel of e
 
 The library Torch-Pruning (Fang et al., "DepGraph: Towards any structural pruning", 2023) finds the groups, by tracing
 one forward, and cuts the tensors. Left whole are the outputs of the net and groups that touch a layer which cannot be
-narrowed: other kinds with weights, grouped convolutions that are not depthwise, tied, hooked or parametrized layers.
+narrowed: other kinds with weights, grouped convolutions that are not depthwise, tied, hooked or parametrized layers. A
+trace does not see how channels are rearranged (channel shuffle, pixel shuffle), so what it says is tried out, see
+`ironrank.surgery.proof`; groups that fail are left whole too.
 """
 
 from __future__ import annotations
@@ -21,63 +23,18 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ironrank.errors import IronrankError
-from ironrank.layers import mark, width_of
+from ironrank.layers import width_of
+from ironrank.surgery.cutting import Group, Member, cut, is_depthwise, pruners, torch_pruning
 from ironrank.surgery.find import candidates, factored_layers
 from ironrank.surgery.inputs import example, find_input_shape, output_shapes
+from ironrank.surgery.proof import faithful
 from ironrank.surgery.reasons import untouchable
-
-
-class Member(NamedTuple):
-    """One layer's part in a group.
-
-    Attributes:
-        layer: Full name.
-        side: "out" where it makes or carries the channels, "in" where it reads them.
-        where: int64 (n, k), for each of n filters the k channels of the layer that belong to it.
-    """
-
-    layer: str
-    side: str
-    where: Tensor
-
-
-class Group(NamedTuple):
-    """Coupled filters.
-
-    Attributes:
-        name: Full name of the first layer that makes them.
-        size: Their number n.
-        members: All layers that they touch.
-    """
-
-    name: str
-    size: int
-    members: tuple[Member, ...]
-
-    def side(self, side: str) -> list[Member]:
-        """Return the members of one side."""
-        return [member for member in self.members if member.side == side]
-
-
-def torch_pruning() -> Any:
-    """Return the library Torch-Pruning.
-
-    Raises:
-        IronrankError: If it is not installed.
-    """
-    try:
-        import torch_pruning
-    except ImportError:
-        raise IronrankError(
-            "removing filters needs Torch-Pruning: pip install 'ironrank[prune]' (torch-pruning 1.4 or newer)"
-        ) from None
-    return torch_pruning
 
 
 def find_groups(
@@ -116,7 +73,8 @@ def find_groups(
     place = {name: number for number, name in enumerate(names.values())}
     free.sort(key=lambda group: place[group.name])
     free = [group for group in free if not stay & {member.layer for member in group.side("out")}]
-    return [group for group in free if not whole & {member.layer for member in group.members}]
+    free = [group for group in free if not whole & {member.layer for member in group.members}]
+    return free if next(twin.parameters()).is_meta else faithful(twin, free, shape)
 
 
 def remove(
@@ -136,18 +94,18 @@ def remove(
     Raises:
         IronrankError: If the net does not work without these filters; it is as it was then.
     """
-    cut = {group.name: _gone(group.size, keep[group.name]) for group in groups if group.name in keep}
+    gone = {group.name: _gone(group.size, keep[group.name]) for group in groups if group.name in keep}
     twin = _twin(model)
     shape = tuple(input_shape) or find_input_shape(twin)
     before = output_shapes(twin, shape)
-    _cut(twin, groups, cut)
+    cut(twin, groups, gone)
     try:
         after = output_shapes(twin, shape)
     except (RuntimeError, ValueError, IndexError):
         after = None
     if after != before:
         raise IronrankError("filters of this net are coupled in a way that was not found: exclude its layers")
-    _cut(model, groups, cut)
+    cut(model, groups, gone)
     return model
 
 
@@ -165,40 +123,14 @@ def _graph(twin: nn.Module, shape: Sequence[int]) -> Any:
             "ignore"
         )  # about parameters outside of layers: groups that touch them stay whole
         return tp.DependencyGraph().build_dependency(
-            twin, example(twin, shape), customized_pruners=_pruners(twin), verbose=False
+            twin, example(twin, shape), customized_pruners=pruners(twin), verbose=False
         )
-
-
-def _pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
-    """Return how Torch-Pruning shall cut layers of types that say so themselves."""
-
-    class Pruner(torch_pruning().BasePruningFunc):  # type: ignore[misc]
-        def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            layer.remove_outputs(idxs)
-            return layer
-
-        def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            layer.remove_inputs(idxs)
-            return layer
-
-        def get_out_channels(self, layer: Any) -> int:
-            return len(layer.source)
-
-        def get_in_channels(self, layer: Any) -> int:
-            return layer.inputs
-
-    kinds = {type(module) for module in model.modules() if hasattr(module, "remove_outputs")}
-    return {kind: Pruner() for kind in kinds}
 
 
 def _whole(model: nn.Module) -> set[str]:
     """Return the names of layers that have to stay as they are."""
-    depthwise = {name for name, layer in candidates(model) if _is_depthwise(layer)}
+    depthwise = {name for name, layer in candidates(model) if is_depthwise(layer)}
     return untouchable(model).keys() - depthwise
-
-
-def _is_depthwise(layer: Any) -> bool:
-    return getattr(layer, "groups", 1) > 1 and layer.groups == layer.in_channels == layer.out_channels
 
 
 def _group(graph: Any, traced: Any, names: Mapping[Any, str]) -> Group | None:
@@ -236,39 +168,3 @@ def _gone(size: int, keep: Tensor) -> Tensor:
     mask = torch.ones(size, dtype=torch.bool)
     mask[keep.cpu()] = False
     return mask.nonzero().flatten()
-
-
-def _cut(model: nn.Module, groups: Sequence[Group], cut: Mapping[str, Tensor]) -> None:
-    """Let Torch-Pruning cut the tensors: all that one side of a layer loses, from whatever groups, in one go."""
-    lost: dict[tuple[str, str], list[int]] = {}
-    for group in groups:
-        for member in group.members:
-            gone = member.where[cut.get(group.name, torch.tensor([], dtype=torch.int64))].flatten().tolist()
-            lost.setdefault((member.layer, member.side), []).extend(gone)
-    graph = torch_pruning().DependencyGraph()
-    for kind, pruner in _pruners(model).items():
-        graph.register_customized_layer(kind, pruner)
-    last = _is_channels_last(model)
-    for (name, side), channels in lost.items():
-        if channels:
-            _cut_layer(graph, model.get_submodule(name), side, channels)
-    if last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _cut_layer(graph: Any, layer: Any, side: str, channels: list[int]) -> None:
-    before, parameters = width_of(layer), dict(layer.named_parameters(recurse=False))
-    pruner = graph.get_pruner_of_module(layer)
-    if _is_depthwise(layer):
-        pruner = torch_pruning().function.PrunerBox[torch_pruning().ops.OPTYPE.DEPTHWISE_CONV]
-    (pruner.prune_out_channels if side == "out" else pruner.prune_in_channels)(layer, sorted(channels))
-    for name, old in parameters.items():  # an optimizer goes on with the same objects
-        old.data, old.grad = getattr(layer, name).data, None
-        layer.register_parameter(name, old)
-    assert before is not None
-    mark(layer, before)
-
-
-def _is_channels_last(model: nn.Module) -> bool:
-    kernels = [p for p in model.parameters() if p.ndim == 4]
-    return any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in kernels)

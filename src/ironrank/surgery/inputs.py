@@ -55,6 +55,12 @@ def example(model: nn.Module, shape: Sequence[int]) -> Tensor:
 
 def output_shapes(model: nn.Module, shape: Sequence[int]) -> list[tuple[int, ...]]:
     """Return the shapes of what the net gives out for two inputs of a shape."""
-    with torch.no_grad(), evaluation_mode(model):
-        out = model(example(model, shape))
-    return [tuple(y.shape) for y in (out if isinstance(out, tuple | list) else (out,))]
+    return [tuple(y.shape) for y in outputs(model, example(model, shape))]
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return what the net gives out, as a list."""
+    with evaluation_mode(model):
+        out = model(x)
+    return list(out) if isinstance(out, tuple | list) else [out]

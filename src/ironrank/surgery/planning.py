@@ -84,6 +84,8 @@ def plan(
     def row(candidate: tuple[str, Any]) -> Row:
         name, layer = candidate
         if nn.parameter.is_lazy(layer.weight):
+            if budget is not None:
+                raise IronrankError(f"budget={budget!r}: layer '{name}' is lazy; call the model once first")
             return Row(name, type(layer).__name__, (), 0, None, "lazy: call the model once first")
         wish, given = (last_match(name, forms) or form), last_match(name, ranks)
         if budget is not None:  # decides both, once it is known which layers are free
