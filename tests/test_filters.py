@@ -516,7 +516,7 @@ def test_a_module_of_the_users_own(mnist, tmp_path):
     run = tiny_run(mnist, model=Given(), method=Magnitude(budget="params=2x"))
     for until in (1, None):
         folder = train(run, tmp_path / "run", model=own, resume=True, until=until)
-    small = load_model(folder, model=copy.deepcopy(own))
+    small = load_model(folder, model=own)
     assert small[0].out_channels == 2 and own[0].out_channels == 6
     row = evaluate_folder(folder, n=8, steps=1, latency_runs=2, model=own)
     assert row["params_dense"] == count_params(own) and row["params_deployed"] == count_params(small)

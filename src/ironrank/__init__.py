@@ -1,7 +1,7 @@
 """ironrank: neural networks that are small, fast and hard to fool.
 
     factorize, plan, deploy        make layers of any module low-rank, in place; plain layers for deployment
-    CondLR, SVD, UV, Dense         methods: in the training of this package, or attached to your own loop
+    CondLR, CSTAR, SVD, UV, ...    methods: in the training of this package, or attached to your own loop
     train, Run                     the one training loop and its configuration
     compress                       a trained net made small, and trained on
     evaluate, evaluate_folder      accuracy, robustness, size, cost, latency and conditioning of a net
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ironrank.judge.evaluate import evaluate, evaluate_folder
     from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
     from ironrank.methods import (
+        CSTAR,
         DLRT,
         SVD,
         UV,
@@ -61,6 +62,7 @@ _HOMES = {
         "SVD",
         "UV",
         "CondLR",
+        "CSTAR",
         "DLRT",
         "RobustDLRT",
         "Cayley",
@@ -93,6 +95,7 @@ __all__ = [
     "SVD",
     "UV",
     "CondLR",
+    "CSTAR",
     "DLRT",
     "RobustDLRT",
     "Cayley",

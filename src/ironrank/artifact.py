@@ -13,6 +13,7 @@ for its weights first; it gets some once its shapes are known to be those of the
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def load_model(folder: Path | str, which: str = "best", model: nn.Module | None 
     Args:
         folder: A run folder or a ``.safetensors`` file made by this package.
         which: "best" or "last", for a folder.
-        model: The dense model, where the layout names no architecture of this package; changed in place.
+        model: The dense model, where the layout names no architecture of this package; it stays as it is.
 
     Returns:
         The model in evaluation mode, on the CPU.
@@ -191,6 +192,8 @@ def load_model(folder: Path | str, which: str = "best", model: nn.Module | None 
     if model is None:
         with torch.device("meta"):
             model = build(layout)
+    else:
+        model = copy.deepcopy(model)
     return restore(model, layout, tensors, str(path)).eval()
 
 

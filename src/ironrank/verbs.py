@@ -55,7 +55,7 @@ def train(
         What `outcome` returns.
     """
     check_device(run.device)
-    return outcome(loop(run, out, model=model, resume=resume, until=until, console=console))
+    return outcome(loop(run, out, model=model, resume=resume, until=until, console=console), run)
 
 
 def compress(
@@ -105,11 +105,12 @@ def compress(
     return train(run, out, model=given, resume=resume, until=until, console=console)
 
 
-def outcome(folder: Path | str) -> dict[str, Any]:
+def outcome(folder: Path | str, run: Run | None = None) -> dict[str, Any]:
     """Say what a training came to.
 
     Args:
         folder: Its run folder.
+        run: The run; by default read from the folder.
 
     Returns:
         ``folder``; ``best``, the line of metrics.jsonl of the epoch whose weights were kept, or None before
@@ -119,7 +120,7 @@ def outcome(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     lines = read_lines(folder / LOG)
     epochs = [line for line in lines if "epoch" in line]
-    run = decode_run(read_json(folder / "run.json"))
+    run = run or decode_run(read_json(folder / "run.json"))
 
     def order(line: dict[str, Any]) -> tuple[tuple[float, float], int]:  # of equals the later epoch
         return score(run, line.get("val_robust", 0.0), line.get("val_clean", 0.0)), line["epoch"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +52,7 @@ def opened(
     folder = Path(folder)
     run = decode_run(read_json(folder / "run.json"))
     dataset = run.data if data is None else dataclasses.replace(run.data, folder=str(data))
-    net = load_model(folder, which, copy.deepcopy(model)).to(device)
+    net = load_model(folder, which, model).to(device)
     images = dataset.load("test")
     images = (images.first(n) if n else images).to(device)
     return Opened(net, images, f"{run.data.name}, first {len(images)} test images")
@@ -93,9 +92,7 @@ def weakness_folder(
     net, images, what = opened(folder, n, which=which, data=data, device=device, model=model)
     start = folder / "start"
     before = start if before is None and (start / "run.json").is_file() else before
-    earlier = (
-        None if before is None else load_model(handed_on(Path(before)), model=copy.deepcopy(model)).to(device)
-    )
+    earlier = None if before is None else load_model(handed_on(Path(before)), model=model).to(device)
     found, arrays = weakness(net, images, before=earlier, **options)
     head = {
         "schema": 1,
