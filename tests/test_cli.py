@@ -24,7 +24,6 @@ from ironrank.linalg import condition_number
 from ironrank.methods import METHODS, CondLR, Dense
 from ironrank.models import LeNet5
 from ironrank.objectives import Madry
-from ironrank.recipes import RECIPES
 from ironrank.settings import encode
 from ironrank.surgery import deploy, factored_layers
 from ironrank.training import Run, decode_run, loop
@@ -276,13 +275,14 @@ def test_an_interrupt_says_how_to_go_on(run, mnist: str, tmp_path: Path, monkeyp
 
 
 def test_the_best_epoch_is_the_one_whose_weights_are_kept(tmp_path: Path, monkeypatch) -> None:
+    run = build_run(LENET, ["epochs=5", "objective=madry"])
     scores = [(0.1, 0.9), (0.3, 0.5), (0.3, 0.6), (0.3, 0.6), (0.2, 1.0)]
     lines = [
         {"step": 3},
         *({"epoch": i, "val_robust": r, "val_clean": c} for i, (r, c) in enumerate(scores, 1)),
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    (tmp_path / "run.json").write_text(json.dumps(encode(RECIPES[LENET](epochs=5))), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps(encode(run)), encoding="utf-8")
     result = verbs.outcome(tmp_path)
     assert (result["best"]["epoch"], result["epochs"], result["epochs_planned"]) == (4, 5, 5)
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}', encoding="utf-8")
@@ -296,7 +296,7 @@ def test_the_best_epoch_is_the_one_whose_weights_are_kept(tmp_path: Path, monkey
 def test_the_outcome_says_what_guards_saw_and_that_patience_ended(tmp_path: Path) -> None:
     lines = [{"epoch": 1}, {"event": "robust overfitting", "at_epoch": 2, "robust_fall": 0.1}, {"epoch": 2}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    (tmp_path / "run.json").write_text(json.dumps(encode(RECIPES[LENET](epochs=5))), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps(encode(run)), encoding="utf-8")
     result = verbs.outcome(tmp_path)
     assert result["events"] == [lines[1]] and not result["finished"]
     assert "robust overfitting in epoch 2; 2 of 5 epochs done: go on" in console.outcome(result)
