@@ -296,7 +296,7 @@ def test_the_best_epoch_is_the_one_whose_weights_are_kept(tmp_path: Path, monkey
 def test_the_outcome_says_what_guards_saw_and_that_patience_ended(tmp_path: Path) -> None:
     lines = [{"epoch": 1}, {"event": "robust overfitting", "at_epoch": 2, "robust_fall": 0.1}, {"epoch": 2}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    (tmp_path / "run.json").write_text(json.dumps(encode(run)), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps(encode(build_run(LENET, ["epochs=5"]))), encoding="utf-8")
     result = verbs.outcome(tmp_path)
     assert result["events"] == [lines[1]] and not result["finished"]
     assert "robust overfitting in epoch 2; 2 of 5 epochs done: go on" in console.outcome(result)
