@@ -410,6 +410,13 @@ def test_attached_refuses_what_it_cannot_serve():
         IronrankError, match="the optimizer does not hold the factors of layer '0'; make it after"
     ):
         CondLR().attach(factorize(net, 0.5), early)
+
+    class OwnStep(UV):
+        def step(self, model, optimizer, state, backward, t):
+            return super().step(model, optimizer, state, backward, t)
+
+    with pytest.raises(IronrankError, match="'uv' cannot be attached: call its step"):
+        OwnStep().attach(bare, torch.optim.SGD(bare.parameters()))
     with pytest.raises(IronrankError, match="method 'uv' has nothing to attach"):
         UV().attach(bare, torch.optim.SGD(bare.parameters()))
 

@@ -345,6 +345,25 @@ def test_compress_takes_overrides(dense_folder: Path) -> None:
     assert compress_run(dense_folder, "uv", ["method.keep=0.5"]).method == UV(keep=0.5)
 
 
+@pytest.mark.parametrize("method", ["cstar", "magnitude"])
+def test_compress_to_multiply_adds_knows_the_shape_of_an_input(method: str, dense_folder: Path) -> None:
+    run = compress_run(dense_folder, method, budget="macs=2x")
+    run = run.start if isinstance(run.start, Run) else run
+    assert (run.method.budget, run.method.input_shape) == ("macs=2x", (1, 28, 28))
+    run = compress_run(dense_folder, method, ["method.input_shape=1,32,32"], budget="macs=2x")
+    run = run.start if isinstance(run.start, Run) else run
+    assert run.method.input_shape == (1, 32, 32)
+
+
+def test_compress_takes_one_budget(dense_folder: Path) -> None:
+    with refuses("budget='params=4x' and method.budget: give one of them"):
+        compress_run(dense_folder, "svd", ["method.budget=params=8x"], budget="params=4x")
+    with refuses("budget=''"):
+        compress_run(dense_folder, "svd", budget="")
+    with refuses("svd.budget='macs=2x': allowed is params, bytes"):
+        compress_run(dense_folder, "svd", budget="macs=2x")
+
+
 def test_compress_refuses_what_is_no_dense_net(dense_folder: Path) -> None:
     with refuses("cannot read", "run.json"):
         compress_run(dense_folder / "none")

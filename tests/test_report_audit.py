@@ -156,6 +156,9 @@ def test_smoothing_has_a_line_of_its_own():
     assert [cell.text for cell in table.rows[1]][:6] == [
         "net", "randomized smoothing", "certified", "40.0", "30.0", "20.0"]  # fmt: skip
     assert "sigma\u00a00.250" in table.rows[1][1].detail
+    nothing = certified(smoothing=smoothing | {"certified": [0.0, 0.0, 0.0]})
+    table = build([plain(certificate=nothing)], title="t").content.certificates
+    assert table.rows[1][2].text == "vacuous" and table.rows[1][2].alarm
 
 
 def test_radii_need_not_agree():

@@ -124,7 +124,12 @@ def compress(
         str, typer.Option("--method", metavar="NAME", help="See `ironrank list methods`.")
     ] = "svd",
     budget: Annotated[
-        str | None, typer.Option("--budget", metavar="COST=SIZE", help="Such as params=8x or macs=25%.")
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="COST=SIZE",
+            help="Such as params=8x or bytes=25%; cstar, filters: macs too.",
+        ),
     ] = None,
     condition: Annotated[
         float | None,

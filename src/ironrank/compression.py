@@ -27,7 +27,9 @@ from ironrank.config import Pair, override, pairs_of, parse
 from ironrank.data import Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.files import read_json
+from ironrank.methods import METHODS
 from ironrank.models import Given, Model
+from ironrank.ranks import parse_budget
 from ironrank.recipes.stages import at_full_eps, fine_tuned, gentle, steps_of
 from ironrank.settings import hints_of
 from ironrank.training import Run, decode_run, initial_model
@@ -82,12 +84,22 @@ def compress_run(
         run = dataclasses.replace(run, epochs=(run.epochs + 1) // 2)
     if method in FREE and "optimizer" not in settings:
         run = dataclasses.replace(run, optimizer=gentle(run))
-    sized = [] if budget is None else [("method.budget", budget)]
-    run = override(run, [("method", method), *sized, *pairs])
+    sized = [] if budget is None else _sized(run, method, budget, [path for path, _ in pairs])
+    run = override(run, [("method", method), *pairs, *sized])
     steps = steps_of(run, run.epochs - run.epochs // 2 if method in TWO_STAGES else run.epochs)
     given = [path.removeprefix("method.") for path, _ in pairs]
     run = dataclasses.replace(run, method=run.method.paced(steps, given))
     return fine_tuned(run, condition) if method in TWO_STAGES else run
+
+
+def _sized(run: Run, method: str, budget: str, given: list[str]) -> list[Pair]:
+    """Return the settings that a budget stands for: itself, and for multiply-adds the shape of an input."""
+    if "method.budget" in given:
+        raise IronrankError(f"budget={budget!r} and method.budget: give one of them")
+    counted = parse_budget(budget).cost == "macs" and "method.input_shape" not in given
+    if not counted or method not in METHODS or "input_shape" not in hints_of(METHODS[method]):
+        return [("method.budget", budget)]
+    return [("method.input_shape", ",".join(map(str, run.data.spec.shape))), ("method.budget", budget)]
 
 
 def planned(run: Run, model: nn.Module | None = None) -> str:

@@ -208,4 +208,11 @@ class Method(Settings):
         Raises:
             IronrankError: Where the method needs more than one gradient a step, or no hook at all.
         """
-        raise IronrankError(f"method '{self.label()}' has nothing to attach: a plain loop already runs it")
+        if type(self).step is Method.step:
+            raise IronrankError(
+                f"method '{self.label()}' has nothing to attach: a plain loop already runs it"
+            )
+        raise IronrankError(
+            f"method '{self.label()}' cannot be attached: call its step(model, optimizer, state, backward, t) in "
+            "your loop in place of optimizer.step(), with state = init(model)"
+        )

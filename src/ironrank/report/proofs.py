@@ -149,10 +149,15 @@ def _certificate(row: Row, proof: Certificate, radii: Sequence[float]) -> list[t
     if proof.smoothing is not None:
         settings = ", ".join(f"{key}{NO_BREAK}{value}" for key, value in proof.smoothing.items())
         lines.append(
-            (Cell(row.name), Cell("randomized smoothing", settings), Cell("certified"),
+            (Cell(row.name), Cell("randomized smoothing", settings), _smoothed_verdict(proof),
              *(_at(proof.smoothed, r) for r in radii), Cell(text.DASH), n)
         )  # fmt: skip
     return lines
+
+
+def _smoothed_verdict(proof: Certificate) -> Cell:
+    nothing = not any(share for radius, share, _ in proof.smoothed if radius > 0)
+    return Cell(VACUOUS if nothing else "certified", alarm=nothing)
 
 
 def bounds(row: Row) -> Table | None:
