@@ -79,6 +79,14 @@ def test_double_precision_survives(tmp_path):
     assert torch.equal(loaded(x), net(x)) and loaded(x).dtype == torch.float64
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    net = small_net()
+    with torch.no_grad():
+        net[3].weight[0, 0] = float("nan")
+    save(net, tmp_path)
+    refused(lambda: load_model(tmp_path, model=small_net()), "weights of '3.weight' are not finite")
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     net = factorize(small_net(), 0.5)
     save(net, tmp_path)

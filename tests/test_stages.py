@@ -27,7 +27,7 @@ from ironrank.models import Given
 from ironrank.objectives import Clean, Madry
 from ironrank.settings import encode
 from ironrank.surgery import factored_layers
-from ironrank.training import decode_run, initial_model, train
+from ironrank.training import decode_run, initial_model, read_run, train
 from ironrank.training.start import handed_on
 
 
@@ -61,6 +61,8 @@ def test_a_net_of_ones_own_is_trained_and_loaded(method, mnist, tmp_path):
     assert layout["model"] is None and layout["spec"] is None
     stored = b"".join(path.read_bytes() for path in folder.iterdir())
     assert b"Mine" not in stored and __name__.encode() not in stored
+    with refuses("cannot read", "none/run.json", "is no run folder", "`ironrank train`"):
+        read_run(tmp_path / "none")
     with refuses("names no architecture", "load_model(folder, model="):
         load_model(folder)
     loaded = load_model(folder, model=Mine())

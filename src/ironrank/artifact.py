@@ -194,7 +194,28 @@ def load_model(folder: Path | str, which: str = "best", model: nn.Module | None 
             model = build(layout)
     else:
         model = copy.deepcopy(model)
-    return restore(model, layout, tensors, str(path)).eval()
+    return all_finite(restore(model, layout, tensors, str(path)), str(path)).eval()
+
+
+def all_finite(model: nn.Module, where: str) -> nn.Module:
+    """Refuse weights with which nothing can be computed.
+
+    Args:
+        model: The model.
+        where: What it was read from.
+
+    Returns:
+        The same model.
+
+    Raises:
+        IronrankError: If a weight is infinite or not a number.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise IronrankError(
+                f"{where}: weights of '{name}' are not finite; train again or take another file"
+            )
+    return model
 
 
 def read_layout(notes: dict[str, str], path: Path) -> Layout:

@@ -32,7 +32,7 @@ from ironrank.models import Given, Model
 from ironrank.ranks import parse_budget
 from ironrank.recipes.stages import at_full_eps, fine_tuned, gentle, steps_of
 from ironrank.settings import hints_of
-from ironrank.training import Run, decode_run, initial_model
+from ironrank.training import Run, initial_model, read_run
 
 TWO_STAGES = ("cstar", "admm-filters")
 CONDITIONED = ("cstar",)  # of these, what leaves factors
@@ -146,7 +146,7 @@ _LISTS = {"data": "data", "model": "models"}
 
 def _trained(folder: Path) -> Run:
     """Return the run of a folder that holds a trained dense net."""
-    old = decode_run(read_json(folder / "run.json"))
+    old = read_run(folder)
     if not (folder / WHICH["best"]).is_file():
         raise IronrankError(f"{folder} holds no trained net yet: finish that run first (--resume)")
     layout = read_json(folder / "layout.json")

@@ -25,7 +25,7 @@ from ironrank.recipes.command import command_of
 from ironrank.report import Report, build
 from ironrank.report.gather import courses, gather, read_small
 from ironrank.report.rows import unique
-from ironrank.training import Run, decode_run
+from ironrank.training import Run, decode_run, read_run
 from ironrank.training import train as loop
 from ironrank.training.run import score
 
@@ -120,7 +120,7 @@ def outcome(folder: Path | str, run: Run | None = None) -> dict[str, Any]:
     folder = Path(folder)
     lines = read_lines(folder / LOG)
     epochs = [line for line in lines if "epoch" in line]
-    run = run or decode_run(read_json(folder / "run.json"))
+    run = run or read_run(folder)
 
     def order(line: dict[str, Any]) -> tuple[tuple[float, float], int]:  # of equals the later epoch
         return score(run, line.get("val_robust", 0.0), line.get("val_clean", 0.0)), line["epoch"]

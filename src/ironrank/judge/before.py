@@ -13,7 +13,7 @@ from ironrank.data import mix
 from ironrank.files import read_json
 from ironrank.judge.evaluate import describe_layer
 from ironrank.surgery import weighted_layers
-from ironrank.training.run import Run, decode_run
+from ironrank.training.run import Run, decode_run, read_run
 from ironrank.training.start import handed_on, initial_model
 
 
@@ -28,7 +28,7 @@ def before(folder: Path | str) -> dict[str, Any]:
         each. A run whose earlier stage is gone, or whose net nobody can build, raises an `IronrankError`.
     """
     folder = Path(folder)
-    run = decode_run(read_json(folder / "run.json"))
+    run = read_run(folder)
     what, model = _first(folder, run)
     kept = ("name", "kind", "shape", "rank", "full_rank", "cond", "singular_values")
     layers = (describe_layer(name, layer) for name, layer in weighted_layers(model))

@@ -24,7 +24,7 @@ from ironrank.attacks import FGSM, PGD
 from ironrank.attacks.base import Attack
 from ironrank.bench.latency import latency
 from ironrank.data import Images
-from ironrank.files import plain_json, read_json, write_json
+from ironrank.files import plain_json, write_json
 from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.judge.examples import write_examples
 from ironrank.layers import Factored
@@ -32,7 +32,7 @@ from ironrank.linalg import condition_number, orthonormality_error, singular_val
 from ironrank.ranks.cost import count_macs, count_params, shapes_of
 from ironrank.settings import encode
 from ironrank.surgery import deploy, weighted_layers
-from ironrank.training.run import Run, decode_run
+from ironrank.training.run import Run, read_run
 
 IMAGES = 1000  # judged by default: the first test images, in the published order
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)  # multiples of eps
@@ -134,7 +134,7 @@ def evaluate_folder(
         What `evaluate` returns, and ``name``, ``recipe``, ``method``, ``data``, ``objective``, ``which``, ``command``.
     """
     folder = Path(folder)
-    run = decode_run(read_json(folder / "run.json"))
+    run = read_run(folder)
     dataset = run.data if data is None else dataclasses.replace(run.data, folder=data)
     net = load_model(folder, which, copy.deepcopy(model)).to(device)
     images = dataset.load("test")

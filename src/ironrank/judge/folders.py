@@ -10,9 +10,9 @@ from torch import nn
 
 from ironrank.artifact import load_model
 from ironrank.data import Images
-from ironrank.files import plain_json, read_json, write_json, write_tensors
+from ironrank.files import plain_json, write_json, write_tensors
 from ironrank.judge.weakness import weakness
-from ironrank.training.run import decode_run
+from ironrank.training.run import read_run
 from ironrank.training.start import handed_on
 
 WEAKNESS = "weakness.json"
@@ -50,7 +50,7 @@ def opened(
         The net, the images, and a description of them.
     """
     folder = Path(folder)
-    run = decode_run(read_json(folder / "run.json"))
+    run = read_run(folder)
     dataset = run.data if data is None else dataclasses.replace(run.data, folder=str(data))
     net = load_model(folder, which, model).to(device)
     images = dataset.load("test")

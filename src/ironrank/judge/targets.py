@@ -26,7 +26,7 @@ from ironrank.judge.evaluate import for_inference
 from ironrank.judge.onnx_file import of_onnx
 from ironrank.judge.target import Target
 from ironrank.surgery import deploy, factored_layers
-from ironrank.training.run import Run, decode_run
+from ironrank.training.run import Run, decode_run, read_run
 
 _CHAIN = 8  # earlier stages that are looked through for a dense net
 
@@ -117,7 +117,7 @@ def _dense_start(folder: Path, run: Run | None) -> nn.Module | None:
         net = load_model(folder)
         if not factored_layers(net):
             return net
-        run = decode_run(read_json(folder / "run.json")) if (folder / "run.json").is_file() else None
+        run = read_run(folder) if (folder / "run.json").is_file() else None
     return None
 
 

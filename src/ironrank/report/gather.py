@@ -22,7 +22,7 @@ from ironrank.judge.evaluate import for_inference
 from ironrank.judge.examples import AMONG, FILE, examples, facts
 from ironrank.report import pictures, text, weakness
 from ironrank.settings import encode
-from ironrank.training.run import Run, decode_run
+from ironrank.training.run import Run, decode_run, read_run
 
 AUDIT, CERTIFICATE, WEAKNESS, LOG, RUN = (
     "audit.json",
@@ -115,7 +115,7 @@ def _examples(folder: Path, evaluation: Mapping[str, Any], data: Path | str | No
 
 
 def _drawn_now(folder: Path, evaluation: Mapping[str, Any], data: Path | str | None) -> dict[str, Any]:
-    run = decode_run(read_json(folder / RUN))
+    run = read_run(folder)
     images = (run.data if data is None else dataclasses.replace(run.data, folder=str(data))).load("test")
     images = images.first(text.whole(evaluation.get("n")) or len(images))
     attack, seed = _judged(run, evaluation), text.whole(evaluation.get("seed")) or 0
@@ -177,7 +177,7 @@ def courses(name: str, folder: Path) -> list[dict[str, Any]]:
     """
     found, stage = [{"name": name, "metrics": _lines(folder)}], folder / "start"
     while (stage / LOG).is_file() and len(found) <= STAGES:
-        method = decode_run(read_json(stage / RUN)).method.name
+        method = read_run(stage).method.name
         found.append({"name": f"{name}, earlier: {method}", "metrics": _lines(stage)})
         stage = stage / "start"
     return found

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ironrank.errors import IronrankError
-from ironrank.files import read_json, write_text
+from ironrank.files import write_text
 from ironrank.settings import encode
-from ironrank.training.run import Run, decode_run
+from ironrank.training.run import Run, read_run
 
 METRICS = "metrics.jsonl"
 PLACES = ("device", "folder", "download")  # settings that say where, not what
@@ -52,7 +52,7 @@ def differences(out: Path, run: Run) -> list[str]:
     Raises:
         IronrankError: If the folder holds no run that can be read.
     """
-    old, new = (identity(encode(value)) for value in (decode_run(read_json(out / "run.json")), run))
+    old, new = (identity(encode(value)) for value in (read_run(out), run))
     return [key for key, value in new.items() if old[key] != value]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ironrank.errors import IronrankError
-from ironrank.files import read_json
 from ironrank.training.progress import Event
-from ironrank.training.run import Run, decode_run
+from ironrank.training.run import Run, read_run
 
 
 def remarks(run: Run, start: str | None) -> list[Event]:
@@ -36,7 +35,7 @@ def remarks(run: Run, start: str | None) -> list[Event]:
 def _held(start: Path, run: Run, held: float) -> float:
     """Return the share of images that all earlier stages on the same data held out too, at most ``held``."""
     try:
-        earlier = decode_run(read_json(start / "run.json"))
+        earlier = read_run(start)
     except IronrankError:  # weights without a run, or settings that only the user's own code knows
         return held
     if type(earlier.data) is not type(run.data):

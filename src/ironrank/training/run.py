@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ironrank.attacks import ATTACKS
@@ -10,6 +11,7 @@ from ironrank.attacks.base import Attack
 from ironrank.attacks.pgd import PGD
 from ironrank.data import DATASETS, Dataset
 from ironrank.errors import IronrankError
+from ironrank.files import read_json
 from ironrank.methods import METHODS, Dense, Method
 from ironrank.models import MODELS, Model
 from ironrank.objectives import OBJECTIVES, Clean, Objective
@@ -78,6 +80,26 @@ def score(run: Run, robust: float, clean: float) -> tuple[float, float]:
         The numbers in their order.
     """
     return (clean, robust) if run.objective.threat is None else (robust, clean)
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read the run of a run folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        IronrankError: If there is none, or it cannot be read.
+    """
+    there = Path(folder) / "run.json"
+    if not there.is_file():
+        raise IronrankError(
+            f"cannot read {there}: '{folder}' is no run folder; name one that `ironrank train` made"
+        )
+    return decode_run(read_json(there))
 
 
 def decode_run(value: Any) -> Run:

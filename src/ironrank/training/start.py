@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from ironrank.artifact import WHICH, read_layout, restore
+from ironrank.artifact import WHICH, all_finite, read_layout, restore
 from ironrank.errors import IronrankError
-from ironrank.files import read_json, read_tensors
+from ironrank.files import read_tensors
 from ironrank.models import Given
 from ironrank.surgery import factored_layers
-from ironrank.training.run import Run, decode_run
+from ironrank.training.run import Run, read_run
 
 
 def fresh(run: Run, given: nn.Module | None) -> nn.Module:
@@ -49,9 +49,10 @@ def initial_model(run: Run, start: str | None, given: nn.Module | None = None) -
     tensors, notes = read_tensors(path)
     layout = read_layout(notes, path)
     try:
-        return restore(model, layout, tensors)
+        model = restore(model, layout, tensors)
     except IronrankError:
         raise IronrankError(f"start={start}: that run has another architecture than this one") from None
+    return all_finite(model, f"start={start}")
 
 
 def handed_on(start: Path) -> Path:
@@ -66,7 +67,7 @@ def handed_on(start: Path) -> Path:
     if not start.is_dir():
         return start
     try:
-        file = start / WHICH[kept(decode_run(read_json(start / "run.json")))]
+        file = start / WHICH[kept(read_run(start))]
     except IronrankError:  # no run.json, or settings that only the user's own code knows
         return start / WHICH["best"]
     return file if file.is_file() else start / WHICH["best"]
