@@ -16,7 +16,7 @@ from ironrank.certificates.folders import certify_folder
 from ironrank.compression import compress_run
 from ironrank.config import parse
 from ironrank.errors import IronrankError
-from ironrank.files import read_json, read_lines, write_json
+from ironrank.files import read_lines, write_json
 from ironrank.judge import evaluate_folder
 from ironrank.judge.folders import weakness_folder
 from ironrank.judge.named import audit_named
@@ -25,7 +25,7 @@ from ironrank.recipes.command import command_of
 from ironrank.report import Report, build
 from ironrank.report.gather import courses, gather, read_small
 from ironrank.report.rows import unique
-from ironrank.training import Run, decode_run, read_run
+from ironrank.training import Run, read_run
 from ironrank.training import train as loop
 from ironrank.training.run import score
 
@@ -278,8 +278,7 @@ def _row(folder: Path, data: Path | str | None) -> dict[str, Any]:
 
 
 def _trained_by(folder: Path) -> str:
-    there = folder / "run.json"
-    command = command_of(decode_run(read_json(there))) if there.is_file() else None
+    command = command_of(read_run(folder)) if (folder / "run.json").is_file() else None
     return "" if command is None else shlex.join([*shlex.split(command), "--out", str(folder)])
 
 

@@ -10,10 +10,9 @@ from torch import nn
 
 from ironrank.artifact import WHICH, load_model
 from ironrank.data import mix
-from ironrank.files import read_json
 from ironrank.judge.evaluate import describe_layer
 from ironrank.surgery import weighted_layers
-from ironrank.training.run import Run, decode_run, read_run
+from ironrank.training.run import Run, read_run
 from ironrank.training.start import handed_on, initial_model
 
 
@@ -37,7 +36,7 @@ def before(folder: Path | str) -> dict[str, Any]:
 
 def _first(folder: Path, run: Run) -> tuple[str, nn.Module]:
     if (folder / "start" / WHICH["best"]).is_file() or isinstance(run.start, Run):
-        method = decode_run(read_json(folder / "start" / "run.json")).method.name
+        method = read_run(folder / "start").method.name
         return f"earlier stage ({method})", load_model(handed_on(folder / "start"))
     if run.start is not None:
         return f"net it started from ({Path(run.start).name})", load_model(handed_on(Path(run.start)))

@@ -21,12 +21,11 @@ from torch import nn
 
 from ironrank.artifact import WHICH, load_model
 from ironrank.errors import IronrankError
-from ironrank.files import read_json
 from ironrank.judge.evaluate import for_inference
 from ironrank.judge.onnx_file import of_onnx
 from ironrank.judge.target import Target
 from ironrank.surgery import deploy, factored_layers
-from ironrank.training.run import Run, decode_run, read_run
+from ironrank.training.run import Run, read_run
 
 _CHAIN = 8  # earlier stages that are looked through for a dense net
 
@@ -96,8 +95,7 @@ def of_folder(folder: Path) -> Target:
     Returns:
         The target, with the dense net that it started from among the sources, where the folder holds it.
     """
-    described = folder / "run.json"
-    run = decode_run(read_json(described)) if described.is_file() else None
+    run = read_run(folder) if (folder / "run.json").is_file() else None
     name = folder.resolve().name if folder.is_dir() else folder.stem
     target = of_module(load_model(folder), name)
     dense = (

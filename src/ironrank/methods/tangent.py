@@ -74,10 +74,8 @@ def corrected(G: Tensor, S: Tensor, correction: str = "exact") -> Tensor:
     if correction == "none":
         return G
     if correction == "scalar":
-        total = S.square().sum()
-        return G * torch.where(
-            total > 0, S.shape[-2] / total, 0.0
-        )  # at S = 0 no step of a basis changes the weight
+        total = S.square().sum()  # at 0 no step of a basis changes the weight
+        return G * torch.where(total > 0, S.shape[-2] / total, 0.0)
     L, info = torch.linalg.cholesky_ex(S @ S.mT)
     if bool(info):  # singular core: the limit of the flow does not exist, the pseudo-inverse stays finite
         return G @ torch.linalg.pinv(S @ S.mT, hermitian=True)

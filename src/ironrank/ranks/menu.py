@@ -155,11 +155,12 @@ def menu(
     if min_rank < 1 or round_to < 1:
         raise IronrankError(f"min_rank={min_rank}, round_to={round_to}: both must be at least 1")
     dense, found, energy = float(cost(site, "dense", DENSE)[0]), [], 0.0
-    for kind in site.forms(form) if rank is None else _forms_of_rank(site, form, rank):
+    given = {} if rank is None else _given(site, form, rank)
+    for kind in given or site.forms(form):
         tilted = weight if roots is None else roots[kind].tilt(weight)
         errors = tucker_errors(tilted) if kind == "tucker2" else matrix_errors(to_matrix(tilted, kind))
         energy = max(energy, float(errors.flat[0]) * factor)
-        pairs = _pairs(site, errors, kind, min_rank, round_to) if rank is None else _given(site, kind, rank)
+        pairs = _pairs(site, errors, kind, min_rank, round_to) if rank is None else given[kind]
         lost = factor * (errors[pairs[:, 0], pairs[:, 1]] if kind == "tucker2" else errors[pairs[:, 0]])
         deploys_dense = params(site, kind, pairs) >= math.prod(site.shape)
         found += _pareto(kind, pairs, np.where(deploys_dense, dense, cost(site, kind, pairs)), lost)
@@ -184,17 +185,16 @@ def _pairs(site: Site, errors: Array, kind: str, min_rank: int, round_to: int) -
     return np.stack([first, second], 1)[feasible]
 
 
-def _forms_of_rank(site: Site, form: str, rank: Rank) -> list[str]:
-    """Return the forms under a wish in which a layer can have a rank.
+def _given(site: Site, form: str, rank: Rank) -> dict[str, Array]:
+    """Return a given rank as a row (1, 2), by each form under a wish in which the layer can have it.
 
     Raises:
         IronrankError: If there is none; it says why of the first.
     """
-    found, refused = [], []
+    found, refused = {}, []
     for kind in site.forms(form):
         try:
-            _given(site, kind, rank)
-            found.append(kind)
+            found[kind] = _row(site, kind, rank)
         except IronrankError as error:
             refused.append(error)
     if not found:
@@ -202,7 +202,7 @@ def _forms_of_rank(site: Site, form: str, rank: Rank) -> list[str]:
     return found
 
 
-def _given(site: Site, kind: str, rank: Rank) -> Array:
+def _row(site: Site, kind: str, rank: Rank) -> Array:
     if kind == "tucker2" and not isinstance(rank, int):
         check_ranks(site.shape, (rank[0], rank[1]))
         return np.array([rank])

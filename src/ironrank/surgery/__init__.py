@@ -8,7 +8,8 @@ deploy      a copy made of plain torch layers only, each factored layer in its s
 """
 
 from ironrank.surgery.choose import last_match
-from ironrank.surgery.filters import Group, find_groups, remove
+from ironrank.surgery.cutting import Group
+from ironrank.surgery.filters import find_groups, remove
 from ironrank.surgery.find import (
     factored_layers,
     last_parameters,

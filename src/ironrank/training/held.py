@@ -22,6 +22,7 @@ from ironrank.training.checkpoint import Progress, load_checkpoint, restore_opti
 from ironrank.training.folder import add_line, keep_lines
 from ironrank.training.guards import strengthened
 from ironrank.training.processes import barrier, process
+from ironrank.training.progress import Event
 from ironrank.training.remarks import remarks
 from ironrank.training.run import Run
 from ironrank.training.start import fresh, initial_model
@@ -116,15 +117,16 @@ class Held:
             return model
         return method.finish(copy.deepcopy(model), self.state)
 
-    def open_folder(self) -> None:
-        """Write run.json, and metrics.jsonl without lines whose steps are taken again."""
+    def open_folder(self) -> list[Event]:
+        """Write run.json, and metrics.jsonl without lines whose steps are taken again; return what it begins with."""
         if self.rank == 0:
             write_json(self.out / "run.json", encode(self.run))
             keep_lines(self.out, self.progress.lines)
-        if not self.progress.lines:
-            for event in remarks(self.run, self.start):
-                self.log(event)
+        said = [] if self.progress.lines else remarks(self.run, self.start)
+        for event in said:
+            self.log(event)
         barrier()
+        return said
 
     def _load(self) -> tuple[Images, Images]:
         images = self.run.data.load("train")

@@ -23,7 +23,6 @@ from ironrank.training.held import CHECKPOINT, Held
 from ironrank.training.looking import Look, look
 from ironrank.training.processes import agreed, average_gradients, barrier, everywhere, join, share_buffers
 from ironrank.training.progress import Event, Watcher, watching
-from ironrank.training.remarks import remarks
 from ironrank.training.run import Run, score
 from ironrank.training.start import check_model, fresh
 
@@ -74,9 +73,9 @@ def train(
     job = Job(
         run, out, start, model
     )  # whatever is wrong with data or settings shows here, before anything is written
-    job.open_folder()
+    said = job.open_folder()
     with watching(console, job.steps, job.progress.epoch * job.epoch_steps) as watcher:
-        for event in remarks(run, start) if not job.progress.step else []:
+        for event in said:
             watcher.event(event)
         while not job.ended and not (until is not None and job.progress.epoch >= until):
             job.epoch(watcher)
