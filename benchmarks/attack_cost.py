@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from grid import mistakes
 from ironrank import factorize
 from ironrank.attacks import PGD
 from ironrank.bench import compare
@@ -105,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grid import markdown_table, write_table
+from grid import markdown_table, mistakes, write_table
 from ironrank.data import CIFAR10, MNIST, Dataset, Images
 from ironrank.files import read_json, read_tensors, write_json
 from ironrank.judge.audit import audit
@@ -222,4 +222,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

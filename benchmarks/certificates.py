@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grid import mistakes
 from ironrank.attacks import APGD, FMN, LowRankPGD, Noise, Square
 from ironrank.certificates import Convolution, certify
 from ironrank.certificates.walk import Walk
@@ -223,4 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, judged_runs, parser, run_all
+from grid import Cell, judged_runs, mistakes, parser, run_all
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.data import FashionSmall
@@ -107,4 +107,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from grid import markdown_table, spread, write_table
+from grid import markdown_table, mistakes, spread, write_table
 from ironrank.data import MNIST
 from ironrank.files import read_json, read_tensors
 from ironrank.judge.audit import audit
@@ -151,4 +151,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

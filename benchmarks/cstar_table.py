@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, fill_table, judged_runs, markdown_table, mean, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.config import build_run, shorthand
@@ -169,4 +169,5 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

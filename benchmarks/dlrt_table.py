@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grid import Cell, fill_table, judged_runs, markdown_table, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mistakes, parser, spread
 from ironrank.artifact import load_model
 from ironrank.config import build_run, shorthand
 from ironrank.judge import accuracy
@@ -166,4 +166,5 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -7,7 +7,8 @@ import functools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ironrank.training import Run
 
 __all__ = [
     "Cell",
+    "mistakes",
     "parser",
     "run_all",
     "judged_runs",
@@ -29,6 +31,16 @@ __all__ = [
     "fill_table",
     "write_table",
 ]
+
+
+@contextmanager
+def mistakes() -> Iterator[None]:
+    """Let a mistake of the user end in one line and exit code 2."""
+    try:
+        yield
+    except IronrankError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -61,11 +73,8 @@ def run_all(
         found = read_json(path) if path.is_file() else {}
         for key in ("n", "steps"):
             if found.get(key, asked := getattr(options, key, None)) != asked:
-                sys.exit(f"{path} was judged with --{key} {found[key]}: take that, or delete it")
-    try:
-        side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
-    except IronrankError as error:
-        sys.exit(str(error))
+                raise IronrankError(f"{path} was judged with --{key} {found[key]}: take that, or delete it")
+    side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
 
 
 def judged_runs(options: argparse.Namespace, stem: str) -> list[dict[str, Any]]:

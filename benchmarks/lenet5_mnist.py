@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import Cell, fill_table, judged_runs, markdown_table, mean, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.files import read_lines
@@ -152,4 +152,5 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

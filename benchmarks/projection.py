@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grid import mistakes
 from ironrank.attacks import PGD
 from ironrank.bench import compare
 from ironrank.bench.allocator import relaunch_if_needed
@@ -223,4 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

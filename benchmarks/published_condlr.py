@@ -41,6 +41,7 @@ from pathlib import Path
 
 import torch
 
+from grid import mistakes
 from ironrank.bench.main import main_train_step
 from ironrank.bench.memory import peak_of
 from ironrank.bench.peak import measure
@@ -220,7 +221,5 @@ def finish(result: dict, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes():
         main()
-    except IronrankError as error:
-        sys.exit(str(error))

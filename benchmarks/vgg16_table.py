@@ -26,11 +26,10 @@ from typing import Any
 
 import torch
 
-from grid import Cell, fill_table, judged_runs, markdown_table, mean, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.config import build_run
-from ironrank.errors import IronrankError
 from ironrank.judge import accuracy, withstood
 from ironrank.judge.evaluate import for_inference
 from ironrank.methods import SVDPrune
@@ -170,10 +169,7 @@ def by_eps(result: dict[str, Any], kind: str, radii: tuple[float, ...], publishe
 
 def main() -> None:
     options = arguments()
-    try:
-        fill_table(options, list(cells(options)), judge, table, markdown)
-    except IronrankError as error:
-        raise SystemExit(str(error)) from None
+    fill_table(options, list(cells(options)), judge, table, markdown)
 
 
 def arguments() -> argparse.Namespace:
@@ -192,4 +188,5 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +67,8 @@ def train(mnist: str, out: Path, *more: object) -> tuple[object, ...]:
 
 # ---- the shape of the command line
 
-TRAINING = {"--set", "--data", "--out", "--seed", "--device", "--resume", "--until", "--json", "--quiet"}
+TRAINING = {"--set", "--model", "--data", "--out", "--seed", "--device", "--resume", "--until", "--json",
+            "--quiet"}  # fmt: skip
 OPTIONS = {
     "demo": {"--out", "--seed", "--json"},
     "list": {"family", "name", "--json"},
@@ -75,10 +78,11 @@ OPTIONS = {
               "--jobs", "--twin", "--device", "--out", "--json", "--quiet"},
     "compare": {"recipe", "--methods", "--budgets", "--seeds", "--equal", "--train", "--ablation", "--set", "--data",
                 "--device", "--out", "--jobs", "--n", "--steps", "--restarts", "--dry-run", "--json", "--quiet"},
-    "certify": {"folder", "--radii", "--n", "--which", "--data", "--smoothing", "--draws", "--alpha", "--seed",
-                "--device", "--json"},
-    "weakness": {"folder", "--before", "--n", "--which", "--data", "--norm", "--eps", "--seed", "--device", "--json"},
-    "evaluate": {"folder", "--which", "--data", "--n", "--norm", "--eps", "--steps", "--restarts", "--seed",
+    "certify": {"folder", "--radii", "--n", "--which", "--model", "--data", "--smoothing", "--draws", "--alpha",
+                "--seed", "--device", "--json"},
+    "weakness": {"folder", "--before", "--n", "--which", "--model", "--data", "--norm", "--eps", "--seed", "--device",
+                 "--json"},
+    "evaluate": {"folder", "--which", "--model", "--data", "--n", "--norm", "--eps", "--steps", "--restarts", "--seed",
                  "--device", "--latency-runs", "--out", "--json"},
     "export": {"folder"},
     "report": {"folders", "--html", "--markdown", "--json", "--card", "--data", "--title", "--group"},
@@ -138,7 +142,7 @@ def test_heavy_imports_wait_until_a_verb_runs() -> None:
 def test_misuse_ends_with_code_2_and_says_so_on_stderr(run, arguments: list[str]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
-    assert "Error" in err and "Traceback" not in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith(" --help\n")
 
 
 # ---- list
@@ -373,6 +377,89 @@ def test_a_dry_run_shows_the_ranks_and_writes_nothing(
     )
 
 
+@pytest.mark.parametrize("method", ["robust-dlrt", "svd-prune", "uv"])
+def test_a_dry_run_says_where_ranks_are_found_in_training(run, trained: Path, method: str) -> None:
+    words = ("--method", method, "--budget", "params=4x", "--dry-run")
+    out = run("compress", trained / "dense", *words)[1]
+    assert (f"ranks at the start; {method} finds its own in training, within params=4x" in out) == (
+        method != "uv"
+    )
+
+
+OWN_NET = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 40), nn.ReLU(), nn.Linear(40, 10))
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
+
+def few():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+"""
+
+
+def test_a_net_of_ones_own_goes_the_whole_way(run, mnist: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "own_net.py").write_text(OWN_NET, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "own_net", raising=False)
+    net = "own_net:net"
+    few = [word for text in ("epochs=2", "batch_size=32", "validate_images=4") for word in ("--set", text)]
+    data = ("--set", "data=mnist", "--data", mnist)
+    assert "params=3x: at most" in run("compress", net, "--budget", "params=3x", *data, "--dry-run")[1]
+    code, _, err = run("compress", net, "--budget", "params=2x", *few, *data, "--quiet")
+    assert (code, err) == (0, "")
+    small = Path("runs", "net-svd")
+    code, _, err = run("evaluate", small, "--n", 4)
+    assert code == 2 and "pass the dense model of your own" in err and err.count("\n") == 1
+    code, out, _ = run("evaluate", small, "--model", net, "--n", 4, "--latency-runs", 1, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["params_deployed"] <= found["params_dense"] / 2
+    assert shlex.split(found["command"])[-2:] == ["--model", net]
+    for verb in ("certify", "weakness"):
+        code, out, _ = run(verb, small, "--model", net, "--n", 4, "--json")
+        assert code == 0 and f"--model {net}" in json.loads(out)["command"]
+    again = ("compress", small, "--model", net, "--method", "uv")
+    assert run(*again)[::2] == (
+        2,
+        f"error: {small} holds a net that is low-rank already: start from a dense run\n",
+    )
+    for name, words in (("colour", "does not take this data"), ("few", "answers 2 images by (2, 3)")):
+        code, _, err = run("compress", f"own_net:{name}", "--set", "method.keep=0.5", *few, *data)
+        assert code == 2 and words in err and err.count("\n") == 1
+        assert not Path("runs", f"{name}-svd").exists()
+
+
+def test_an_empty_name_for_a_folder_is_refused(run, mnist: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (train(mnist, ""), ("compare", LENET, "--out", ""), ("demo", "--out", "")):
+        code, _, err = run(*words)
+        assert code == 2 and "the name is empty" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_comparison_takes_no_run(run, mnist: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "comparison.json", {})
+    code, _, err = run(*train(mnist, tmp_path))
+    assert (code, err) == (2, f"error: {tmp_path} holds a comparison: choose another folder for the run\n")
+
+
+def test_a_radius_in_steps_of_a_byte_is_refused(run, trained: Path, mnist: str, tmp_path: Path) -> None:
+    said = "pixels lie in [0, 1], so at most 1 is allowed; 8 of 255 steps is 8/255"
+    sets = ("--set", "objective=madry", "--set", "objective.attack.eps=8")
+    for words in (("evaluate", trained / "dense", "--eps", "8"), ("audit", trained / "dense", "--eps", "8"),
+                  train(mnist, tmp_path / "a", *sets)):  # fmt: skip
+        code, _, err = run(*words)
+        assert code == 2 and said in err and err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+    l2 = ("--set", "objective.attack.eps=8", "--set", "objective.attack.norm=L2")
+    assert build_run(LENET, ["objective=madry", *l2[1::2]]).objective.threat == ("L2", 8.0)
+
+
 def test_compress_a_saved_net(run, trained: Path, mnist: str, tmp_path: Path) -> None:
     saved = ironrank.save(load_model(trained / "dense"), tmp_path / "saved")
     code, _, err = run("compress", saved, "--method", "uv")
@@ -463,6 +550,14 @@ def test_report_judges_what_was_not_judged(run, trained: Path, tmp_path: Path, m
     assert [row["name"] for row in read_json(files["json"])["rows"]] == ["dense", "condlr"]
     assert run("report", trained / "dense", "--markdown", tmp_path / "b.md")[0] == 0
     assert asked == ["dense"]  # kept from the first time
+    code, _, err = run("report", trained / "dense", trained / "condlr" / ".." / "dense")
+    assert code == 2 and "named more than once" in err
+    copied = tmp_path / "other" / "dense"
+    shutil.copytree(trained / "dense", copied)
+    made = verbs.report([trained / "dense", copied], group=False).data()
+    assert [row["name"] for row in made["rows"]] == [f"{trained.name}/dense", "other/dense"]
+    assert shlex.split(made["command"]) == ["ironrank", "report", str(trained / "dense"), str(copied), "--title",
+                                            "Small, fast and hard to fool", "--no-group"]  # fmt: skip
 
 
 def test_the_report_draws_the_residuals_of_an_earlier_stage(tmp_path: Path) -> None:

@@ -386,6 +386,30 @@ def test_attached_takes_what_factorize_made_and_brings_it_into_the_set():
         assert torch.allclose(plain(x), net(x), atol=1e-5)
 
 
+def test_attached_twice_is_refused_until_it_is_removed():
+    fit = Fit(CondLR(keep=0.5), SGD(lr=0.1))
+    with fit.method.attach(fit.model, fit.built):
+        with pytest.raises(IronrankError, match="attached to this model and optimizer already"):
+            CondLR(tau=1.0).attach(fit.model, fit.built)
+        own_loop(fit, 1)
+    with CondLR(tau=1.0).attach(fit.model, fit.built):
+        own_loop(fit, 1)
+
+
+def test_attached_refuses_a_gradient_that_is_not_finite_before_the_step():
+    fit = Fit(CondLR(keep=0.5), SGD(lr=0.1))
+    with fit.method.attach(fit.model, fit.built):
+        own_loop(fit, 1)
+        before = {name: tensor.clone() for name, tensor in fit.model.state_dict().items()}
+        x, y = small_batch()
+        fit.built.zero_grad()
+        F.cross_entropy(fit.model(x * float("inf")), y).backward()
+        with pytest.raises(IronrankError, match="the step is not taken"):
+            fit.built.step()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in fit.model.state_dict().items())
+        own_loop(fit, 1)
+
+
 def test_attached_refuses_a_closure():
     fit = Fit(CondLR(keep=0.5), SGD(lr=0.1))
     with fit.method.attach(fit.model, fit.built):

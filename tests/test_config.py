@@ -16,6 +16,7 @@ from ironrank.attacks import FGSM, PGD
 from ironrank.compression import compress_run
 from ironrank.config import build_run, override, parse, shorthand
 from ironrank.data import CIFAR10, MNIST, FashionSmall
+from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.methods import SVD, UV, CondLR, Dense
 from ironrank.models import VGG16, Given, LeNet5
@@ -150,7 +151,7 @@ def test_every_member_can_be_named(family: type) -> None:
 
 
 def test_a_new_member_takes_over_what_means_the_same() -> None:
-    run = lenet("method.keep=0.3", 'method.ranks={"fc1": 9}', "method.tau=0.5", "method=svd")
+    run = lenet("method.keep=0.3", 'method.ranks={"fc1": 9}', "method=svd")
     assert run.method == SVD(keep=0.3, ranks={"fc1": 9})
     run = lenet("validate.eps=0.3", "validate.norm=L2", "validate=fgsm")
     assert run.validate == FGSM(eps=0.3, norm="L2")
@@ -159,11 +160,22 @@ def test_a_new_member_takes_over_what_means_the_same() -> None:
 
 
 def test_a_new_member_keeps_its_own_defaults_where_they_differ() -> None:
-    assert lenet("optimizer.lr=0.05", "optimizer=adamw").optimizer.lr == AdamW().lr  # not a rate of SGD
+    assert lenet("optimizer=adamw").optimizer.lr == AdamW().lr != lenet().optimizer.lr  # not a rate of SGD
     assert lenet("data=cifar10").data.augment == "crop-flip"
     assert lenet("schedule=cosine", "schedule.final=0.1", "schedule=one-cycle").schedule == OneCycle(
         final=0.1
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("method.tau=0.5", "method=svd"), ("optimizer.lr=0.05", "optimizer=adamw"),
+                        ("objective.attack.eps=0.2", "objective=clean")]
+)  # fmt: skip
+def test_what_a_later_override_undoes_is_refused(first: str, then: str) -> None:
+    path = first.partition("=")[0]
+    before = ["objective=madry"] if path.startswith("objective") else []
+    with pytest.raises(IronrankError, match=f"^{path} is undone by {then} after it: write it behind"):
+        lenet(*before, first, then)
 
 
 def test_naming_the_same_member_again_changes_nothing() -> None:

@@ -22,8 +22,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from expect import refuses
+from ironrank.certificates import certify
 from ironrank.data import (
     CIFAR10,
     CIFAR100,
@@ -34,6 +36,7 @@ from ironrank.data import (
     FashionSmall,
     Images,
     Stream,
+    images_of,
     mix,
     split,
 )
@@ -44,6 +47,7 @@ from ironrank.data.idx import read_idx
 from ironrank.data.opcodes import read_opcodes
 from ironrank.data.published import idx_pair
 from ironrank.errors import IronrankError
+from ironrank.judge import evaluate
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -139,6 +143,21 @@ def test_images_pixels_take_first():
     assert len(images.first(2)) == 2 and len(images.first(99)) == 5
     with refuses("first 0", "at least 1"):
         images.first(0)
+
+
+def test_what_counts_as_images(mnist):
+    images = MNIST(folder=mnist).load("test").first(5)
+    x, y = images.pixels(torch.arange(5)), images.y
+    for data in (images, (x, y), [x.double(), y], (images.x, y)):
+        found = images_of(data)
+        assert torch.equal(found.x, images.x) and torch.equal(found.y, y)
+    assert len(images_of(MNIST(folder=mnist))) == len(MNIST(folder=mnist).load("test"))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    assert evaluate(net, (x, y), [], latency_runs=1)["clean"] == certify(net, (x, y))["clean"]
+    for data, words in (((x + 0.001, y), "no bytes divided by 255"), ((-x, y), "no bytes"), (x, "Tensor in place"),
+                        ((x * 255, y), "no bytes"), ((x, y[:2]), "one per image")):  # fmt: skip
+        with refuses(words):
+            images_of(data)
 
 
 def test_images_refuse_what_does_not_fit():

@@ -17,13 +17,13 @@ from ironrank.objectives import OBJECTIVES
 
 SOURCE = Path(ironrank.__file__).parent
 FLOORS = (
-    ("errors", "settings", "files", "linalg"),
+    ("errors", "settings", "files", "shell", "devices", "linalg"),
     ("layers", "models", "data", "attacks"),
-    ("ranks", "surgery", "optim", "objectives"),
+    ("ranks", "surgery", "optim", "objectives", "own"),
     ("methods", "artifact"),
     ("training", "judge", "report", "bench", "export", "certificates"),
     ("recipes", "config", "compression", "comparison", "catalog"),
-    ("verbs", "console", "options", "auditing", "certifying", "comparing", "cli"),
+    ("verbs", "console", "options", "auditing", "certifying", "comparing", "compressing", "cli"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = ("__init__", "__main__")  # what a user imports: it names rooms of every floor

@@ -115,6 +115,12 @@ def test_one_row_is_not_compared():
     assert f"{text.quote('only')} keeps 40.0 %" in sentence and "best" not in sentence
 
 
+def test_the_verdict_says_where_nets_met_different_numbers_of_images():
+    few, many = evaluation("few", 0.5, n=100), evaluation("many", 0.4, n=2000)
+    assert "they were attacked on 100 and 2" in verdict_of(few, many).sentence
+    assert "compare with care" not in verdict_of(few, evaluation("few too", 0.4, n=100)).sentence
+
+
 def test_no_net_above_chance_wins_nothing():
     verdict = verdict_of(evaluation("a", 0.08), evaluation("b", 0.1, share=0.5))
     assert verdict.pick is None and "no net is robust" in verdict.sentence and "10.0 %" in verdict.sentence
@@ -130,6 +136,7 @@ def test_a_row_with_single_steps_only_does_not_win():
     weak["robust"] = weak["robust"][:1]
     report = build([evaluation("strong", 0.5), weak], title="t")
     assert report.content.verdict.pick == 0
+    assert "only one of 2 nets with a number" in report.verdict and "best" not in report.verdict
     assert any("Left out of the verdict" in note and "weak" in note for note in report.content.notes)
     assert report.data()["rows"][1]["derived"]["robust_in_ball_of_verdict"] is None
 

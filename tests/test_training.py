@@ -194,6 +194,13 @@ def test_validation_in_another_ball_is_said(mnist, tmp_path):
     }
 
 
+@pytest.mark.parametrize(("method", "said"), [(SVD(keep=0.5), True), (CondLR(keep=0.5), False)])
+def test_a_method_for_trained_nets_says_that_it_has_none(mnist, tmp_path, method, said):
+    folder = train(tiny_run(mnist, epochs=1, method=method), tmp_path / "run")
+    events = [line["event"] for line in lines_of(folder) if "event" in line]
+    assert events == said * ["the method is meant for a trained net, and begins with random weights"]
+
+
 def test_without_held_out_images_the_best_is_the_last(mnist, tmp_path):
     folder = train(with_validation(tiny_run(mnist, method=CondLR(keep=0.5)), 0.0), tmp_path / "run")
     best, last = load_file(folder / "model.safetensors"), load_file(folder / "last.safetensors")

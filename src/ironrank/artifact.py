@@ -76,7 +76,8 @@ def build(layout: Layout) -> nn.Module:
     """
     if not layout.get("model") or not layout.get("spec"):
         raise IronrankError(
-            "the layout names no architecture: pass the dense model, load_model(folder, model=...)"
+            "the layout names no architecture: pass the dense model of your own, "
+            "load_model(folder, model=...), or --model"
         )
     try:
         shape, classes, mean, std = layout["spec"]

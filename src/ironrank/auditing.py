@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ironrank.options import Data, Device, Json, Quiet
+from ironrank.options import Data, Device, Json, Quiet, folder_named
 
 NOT_PROVEN = 3  # exit code
 
@@ -42,7 +42,10 @@ def audit(
     ] = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Result; by default FOLDER, or NAME-audit.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", parser=folder_named, help="Result; by default FOLDER, or NAME-audit."
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

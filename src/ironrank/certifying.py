@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ironrank.options import Data, Device, Folder, Json
+from ironrank.options import Data, Device, Folder, Json, Own
 
 Which = Annotated[str, typer.Option("--which", metavar="best|last", help="Weights to judge.")]
 Count = Annotated[int | None, typer.Option("--n", metavar="N", min=0, help="First test images; 0 for all.")]
@@ -22,6 +22,7 @@ def certify(
     ] = "36/255,72/255,108/255",
     n: Count = None,
     which: Which = "best",
+    model: Own = None,
     data: Data = None,
     smoothing: Annotated[
         float | None,
@@ -45,7 +46,7 @@ def certify(
 
     result = verbs.certify(
         folder, radii=radii, n=n, which=which, data=data, sigma=smoothing, draws=draws, alpha=alpha, seed=seed,
-        device=device or "cpu",
+        device=device or "cpu", model=model,
     )  # fmt: skip
     console.show(result, certificate, as_json)
 
@@ -60,6 +61,7 @@ def weakness(
     ] = None,
     n: Count = None,
     which: Which = "best",
+    model: Own = None,
     data: Data = None,
     norm: Annotated[
         str, typer.Option("--norm", metavar="Linf|L2", help="Norm of the universal perturbation.")
@@ -77,7 +79,7 @@ def weakness(
 
     result = verbs.weakness(
         folder, before=before, n=200 if n is None else n, which=which, data=data, norm=norm, eps=eps, seed=seed,
-        device=device or "cpu",
+        device=device or "cpu", model=model,
     )  # fmt: skip
     console.show(result, sensitivity, as_json)
 

@@ -12,9 +12,25 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ironrank import __version__, auditing, certifying, comparing
+from ironrank import __version__, auditing, certifying, comparing, compressing
 from ironrank.errors import IronrankError
-from ironrank.options import Data, Device, Folder, Json, Out, Overrides, Quiet, Resume, Seed, Until
+from ironrank.options import (
+    Data,
+    Device,
+    Folder,
+    Json,
+    Out,
+    Overrides,
+    Own,
+    Quiet,
+    Resume,
+    Seed,
+    Until,
+    folder_named,
+)
+
+
+Usage: Any = typer.BadParameter.__mro__[1]  # what a wrong option raises; typer has no public name for it
 
 
 class Verbs(TyperGroup):
@@ -30,13 +46,17 @@ class Verbs(TyperGroup):
             What the verb returns.
 
         Raises:
-            typer.Exit: With code 2, if the verb raised an `IronrankError`.
+            typer.Exit: With code 2, if an option is wrong, or the verb raised an `IronrankError`.
         """
         try:
             return super().invoke(ctx)
         except IronrankError as error:
-            typer.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
-            raise typer.Exit(2) from None
+            said = str(error)
+        except Usage as error:
+            where = error.ctx.command_path if error.ctx else "ironrank"
+            said = f"{error.format_message().rstrip('.')}; see {where} --help"
+        typer.echo(f"error: {' '.join(said.splitlines())}", err=True)
+        raise typer.Exit(2)
 
 
 app = typer.Typer(
@@ -65,7 +85,9 @@ def ironrank(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Runs and report.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", parser=folder_named, help="Runs and report.")
+    ] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -98,6 +120,7 @@ def list_(
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="See `ironrank list recipes`.")],
     overrides: Overrides = None,
+    model: Own = None,
     data: Data = None,
     out: Out = None,
     seed: Seed = None,
@@ -109,57 +132,15 @@ def train(
 ) -> None:
     """Train a recipe into a run folder, by default runs/RECIPE."""
     from ironrank import config, console, verbs
+    from ironrank.own import own
 
     out = out or Path("runs", recipe.replace("/", "-"))
-    run = config.build_run(recipe, [*(overrides or ()), *config.shorthand(data, seed, device)])
+    given = [] if model is None else ["model=given"]
+    run = config.build_run(recipe, [*given, *(overrides or ()), *config.shorthand(data, seed, device)])
     with console.resumable(out):
-        result = verbs.train(run, out, resume=resume, until=until, console=console.progress(quiet))
-    console.show(result, console.outcome, as_json)
-
-
-@app.command()
-def compress(
-    folder: Folder,
-    method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="See `ironrank list methods`.")
-    ] = "svd",
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            metavar="COST=SIZE",
-            help="Such as params=8x or bytes=25%; cstar, filters: macs too.",
-        ),
-    ] = None,
-    condition: Annotated[
-        float | None,
-        typer.Option("--condition", metavar="TAU", min=0, help="Fine-tune by CondLR at this tau (cstar)."),
-    ] = None,
-    overrides: Overrides = None,
-    data: Data = None,
-    out: Out = None,
-    seed: Seed = None,
-    device: Device = None,
-    resume: Resume = False,
-    until: Until = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the ranks, and write nothing.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Compress the trained dense net of FOLDER and train it on, by default into FOLDER-METHOD.
-
-    FOLDER is a run folder, or was written by ironrank.save: then --set data=... and --set model=... are needed.
-    """
-    from ironrank import compression, config, console, verbs
-
-    changes = [*(overrides or ()), *config.shorthand(data, seed, device)]
-    run = compression.compress_run(folder, method, changes, budget=budget, condition=condition)
-    if dry_run:
-        console.show({"plan": compression.planned(run)}, lambda result: result["plan"], as_json)
-        return
-    out = out or folder.with_name(f"{folder.name}-{method}")
-    with console.resumable(out):
-        result = verbs.train(run, out, resume=resume, until=until, console=console.progress(quiet))
+        result = verbs.train(
+            run, out, model=own(model), resume=resume, until=until, console=console.progress(quiet)
+        )
     console.show(result, console.outcome, as_json)
 
 
@@ -167,6 +148,7 @@ def compress(
 def evaluate(
     folder: Folder,
     which: Annotated[str, typer.Option("--which", metavar="best|last", help="Weights to judge.")] = "best",
+    model: Own = None,
     data: Data = None,
     n: Annotated[
         int | None, typer.Option("--n", metavar="N", min=0, help="First test images; 0 for all.")
@@ -197,7 +179,7 @@ def evaluate(
 
     result = verbs.evaluate(
         folder, which=which, data=None if data is None else str(data), n=n, norm=norm, eps=eps, steps=steps,
-        restarts=restarts, seed=seed, device=device, latency_runs=latency_runs, out=out,
+        restarts=restarts, seed=seed, device=device, latency_runs=latency_runs, out=out, model=model,
     )  # fmt: skip
     console.show(result, console.evaluation, as_json)
 
@@ -277,6 +259,7 @@ def bench(
     console.show(result, as_markdown, as_json)
 
 
+compress = app.command()(compressing.compress)
 audit = app.command()(auditing.audit)
 compare = app.command()(comparing.compare)
 certify = app.command()(certifying.certify)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ironrank.options import Data, Device, Json, Overrides, Quiet
+from ironrank.options import Data, Device, Json, Overrides, Quiet, folder_named
 
 
 def compare(
@@ -36,7 +36,12 @@ def compare(
     device: Device = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder of the comparison; goes on if it is there."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=folder_named,
+            help="Folder of the comparison; goes on if it is there.",
+        ),
     ] = None,
     jobs: Annotated[
         int,

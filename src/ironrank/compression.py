@@ -119,7 +119,13 @@ def planned(run: Run, model: nn.Module | None = None) -> str:
         run = run.start
     if not hasattr(run.method, "plan"):
         raise IronrankError(f"method {run.method.label()} chooses no ranks: there is no plan to show")
-    return str(run.method.plan(initial_model(run, run.start, model)))
+    table = str(run.method.plan(initial_model(run, run.start, model)))
+    if not run.method.finds_ranks:
+        return table
+    within = f", within {budget}" if (budget := getattr(run.method, "budget", "")) else ""
+    return (
+        f"{table}\nThese are the ranks at the start; {run.method.label()} finds its own in training{within}."
+    )
 
 
 def _source(folder: Path | str | None, settings: dict[str, Any], pairs: list[Pair]) -> Run:

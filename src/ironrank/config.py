@@ -27,10 +27,12 @@ from ironrank.errors import IronrankError, nearest
 from ironrank.recipes import RECIPES
 from ironrank.settings import Settings, hints_of, number, settings_in
 from ironrank.training import FAMILIES, Run
+from ironrank.training.run import check_radii
 
 OF_ONE_STAGE = ("start", "method", "epochs")
 OF_FIRST_STAGE = ("objective.ramp",)  # each stage would let eps grow anew
 Pair = tuple[str, str]
+_NOWHERE = object()  # the value of a setting that a run does not have
 
 
 def build_run(
@@ -75,14 +77,22 @@ def override(run: Run, pairs: Iterable[Pair], arguments: Iterable[str] = ()) -> 
     Raises:
         IronrankError: If a path is unknown or a value is not allowed.
     """
-    before, heads = run, set()
+    before, done = run, list[str]()
     for path, text in pairs:
         head = path.split(".")[0]
-        heads.add(head)
         if head == "recipe" or head not in hints_of(Run):
             raise IronrankError(f"{path}: no such setting; {_help(run, head, arguments)}")
-        run = _override(run, path, text)
-    return run if "validate" in heads else _watched(before, run)
+        old, run = run, _override(run, path, text)
+        for earlier in done:
+            if earlier.startswith(f"{path}.") and _value(old, earlier) != _value(run, earlier):
+                raise IronrankError(
+                    f"{earlier} is undone by {path}={text} after it: write it behind, or leave it out"
+                )
+        done.append(path)
+    if not any(path.split(".")[0] == "validate" for path in done):
+        run = _watched(before, run)
+    check_radii(run)
+    return run
 
 
 def _watched(before: Run, run: Run) -> Run:
@@ -128,11 +138,15 @@ def _set(node: Any, done: list[str], parts: list[str], text: str) -> Any:
 
 
 def _has(node: Any, parts: list[str]) -> bool:
-    for part in parts:
+    return _value(node, ".".join(parts)) is not _NOWHERE
+
+
+def _value(node: Any, path: str) -> Any:
+    for part in path.split("."):
         if not isinstance(node, Settings) or part not in hints_of(type(node)):
-            return False
+            return _NOWHERE
         node = getattr(node, part)
-    return True
+    return node
 
 
 def _help(run: Run, head: str, arguments: Iterable[str]) -> str:

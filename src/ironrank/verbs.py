@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
@@ -15,16 +14,19 @@ from ironrank.artifact import WHICH
 from ironrank.certificates.folders import certify_folder
 from ironrank.compression import compress_run
 from ironrank.config import parse
+from ironrank.devices import check_device
 from ironrank.errors import IronrankError
 from ironrank.files import read_lines, write_json
 from ironrank.judge import evaluate_folder
 from ironrank.judge.folders import weakness_folder
 from ironrank.judge.named import audit_named
-from ironrank.models import Given, Model
+from ironrank.models import Model
+from ironrank.own import source_of
 from ironrank.recipes.command import command_of
 from ironrank.report import Report, build
 from ironrank.report.gather import courses, gather, read_small
-from ironrank.report.rows import unique
+from ironrank.report.rows import told_apart, unique
+from ironrank.shell import command_line
 from ironrank.training import Run, read_run
 from ironrank.training import train as loop
 from ironrank.training.run import score
@@ -96,11 +98,10 @@ def compress(
     Raises:
         IronrankError: If there is no dense net, something about it is missing, or a value is not allowed.
     """
-    folder, given = (None, source) if isinstance(source, nn.Module) else (source, None)
-    if isinstance(model, nn.Module):
-        given, settings = model, {"model": Given(), **settings}
-    elif model is not None:
-        settings["model"] = model
+    if isinstance(model, Model):
+        settings["model"], model = model, None
+    folder, given, own_settings = source_of(source, model)
+    settings = own_settings | settings
     run = compress_run(folder, method, overrides, budget=budget, condition=condition, **settings)
     return train(run, out, model=given, resume=resume, until=until, console=console)
 
@@ -250,22 +251,28 @@ def report(
 
     Returns:
         The report.
+
+    Raises:
+        IronrankError: If a folder is named twice, holds no run, or a file in it is damaged.
     """
     places = [Path(folder) for folder in folders]
+    if twice := [
+        place for place in places if sum(place.resolve() == other.resolve() for other in places) > 1
+    ]:
+        raise IronrankError(f"report of {twice[0]}: the folder is named more than once; name it once")
     rows = [gather(folder, _row(folder, data), data) for folder in places]
     rows = [row | {"trained_by": _trained_by(folder)} for row, folder in zip(rows, places, strict=True)]
+    names = told_apart([str(row["name"]) for row in rows], places)
+    rows = [row | {"name": name} for row, name in zip(rows, names, strict=True)]
     named = unique(str(row["name"]) for row in rows)
     runs = [course for name, folder in zip(named, places, strict=True) for course in courses(name, folder)]
-    made = build(rows, title=title, runs=runs, group=group, command=_command(places, title, group))
-    writers = (
-        (html, made.write_html),
-        (markdown, made.write_markdown),
-        (json, made.write_json),
-        (card, made.write_card),
-    )
-    for path, write in writers:
+    files = {"html": html, "markdown": markdown, "json": json, "card": card}
+    choice = {} if group is None else {"group" if group else "no-group": True}
+    command = command_line("report", *places, title=title, **choice, **files, data=data)
+    made = build(rows, title=title, runs=runs, group=group, command=command)
+    for kind, path in files.items():
         if path is not None:
-            write(path)
+            getattr(made, f"write_{kind}")(path)
     return made
 
 
@@ -280,24 +287,3 @@ def _row(folder: Path, data: Path | str | None) -> dict[str, Any]:
 def _trained_by(folder: Path) -> str:
     command = command_of(read_run(folder)) if (folder / "run.json").is_file() else None
     return "" if command is None else shlex.join([*shlex.split(command), "--out", str(folder)])
-
-
-def _command(folders: Sequence[Path], title: str, group: bool | None) -> str:
-    choice = [] if group is None else ["--group" if group else "--no-group"]
-    return shlex.join(["ironrank", "report", *map(str, folders), "--title", title, *choice])
-
-
-def check_device(device: str) -> None:
-    """Check that torch can compute on a device.
-
-    Args:
-        device: Such as ``"cpu"`` or ``"cuda:1"``.
-
-    Raises:
-        IronrankError: If it cannot.
-    """
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise IronrankError(f"device={device!r}: torch cannot compute there ({reason}); take cpu") from None

@@ -15,7 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironrank.errors import IronrankError
+
 NORMS = ("Linf", "L2")
+
+
+def check_radius(norm: str, eps: float, what: str = "eps") -> None:
+    """Refuse a radius that is not meant in pixel units.
+
+    Args:
+        norm: "Linf" or "L2".
+        eps: Radius.
+        what: What it is called, for the error message.
+
+    Raises:
+        IronrankError: If the ball in Linf holds all images there are, and more.
+    """
+    if norm == "Linf" and eps > 1:
+        meant = f"; {eps:g} of 255 steps is {eps:g}/255" if eps <= 255 else ""
+        raise IronrankError(f"{what}={eps:g} in Linf: pixels lie in [0, 1], so at most 1 is allowed{meant}")
 
 
 def project(point: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:

@@ -39,7 +39,7 @@ from ironrank.certificates.convolution import Convolution
 from ironrank.certificates.trace import Watch
 from ironrank.certificates.values import Value
 from ironrank.certificates.walk import Walk
-from ironrank.data import Images
+from ironrank.data import Dataset, Images, images_of
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches
 from ironrank.judge.interval import wilson
@@ -53,12 +53,14 @@ _DOUBLE = 1 + 1e-6  # the walk itself rounds in float64, 2e-9 of what float32 do
 
 
 @no_tf32()
-def certify(model: nn.Module, images: Images, radii: Sequence[float] = RADII) -> dict[str, Any]:
+def certify(
+    model: nn.Module, images: Images | Dataset | tuple[Tensor, Tensor], radii: Sequence[float] = RADII
+) -> dict[str, Any]:
     """Certify a net on images: for each a radius in L2 within which its class cannot change.
 
     Args:
         model: Maps pixels (b, c, h, w) to logits (b, classes); layers may be factored. It is left as it is.
-        images: The images.
+        images: The images, or what `ironrank.data.images_of` makes images of.
         radii: Radii in pixel units at which the certified accuracy is stated.
 
     Returns:
@@ -77,6 +79,7 @@ def certify(model: nn.Module, images: Images, radii: Sequence[float] = RADII) ->
         >>> round(certify(net, images)["radius"][0], 2)  # from (1, 1, 1, 1) to the plane through the origin
         2.0
     """
+    images = images_of(images)
     _check(images, radii)
     net = deploy(model).eval().to(images.device)
     walk = Walk(net)

@@ -12,6 +12,7 @@ from ironrank.certificates.certify import RADII, certify
 from ironrank.certificates.smoothing import smooth
 from ironrank.files import plain_json, write_json
 from ironrank.judge.folders import opened
+from ironrank.shell import command_line
 
 CERTIFICATE = "certificate.json"
 IMAGES = 1000  # certified by default: the first test images, in the published order
@@ -29,7 +30,7 @@ def certify_folder(
     draws: int = 1000,
     alpha: float = 0.001,
     seed: int = 0,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     save: bool = True,
 ) -> dict[str, Any]:
     """Certify the net of a run folder on its test images.
@@ -45,7 +46,7 @@ def certify_folder(
         draws: Noisy images that count the class of each image.
         alpha: Probability that a smoothed radius is too large, at most.
         seed: Seed of the noise.
-        model: The dense module of your own that was trained, where the run's model is ``given``.
+        model: The dense module of your own, or ``MODULE:FUNCTION``, where the run's model is ``given``.
         save: Whether to write ``certificate.json`` into the folder.
 
     Returns:
@@ -59,13 +60,21 @@ def certify_folder(
     result = certify(net, images, radii)
     if sigma is not None:
         result["smoothing"] = smooth(net, images, sigma, radii, n=draws, alpha=alpha, seed=seed)
-    noise = "" if sigma is None else f" --smoothing {sigma:g} --draws {draws} --alpha {alpha:g} --seed {seed}"
+    noise = {} if sigma is None else {"smoothing": sigma, "draws": draws, "alpha": alpha, "seed": seed}
     result |= {
         "name": folder.resolve().name,
         "data": what,
         "which": which,
-        "command": f"ironrank certify {folder.name} --n {len(images)} --radii {','.join(f'{r:.6g}' for r in radii)}"
-        + noise,
+        "command": command_line(
+            "certify",
+            folder,
+            n=len(images),
+            radii=radii,
+            **noise,
+            which=None if which == "best" else which,
+            data=data,
+            model=model if isinstance(model, str) else None,
+        ),
     }
     result = plain_json(result)
     if save:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ironrank.attacks.base import evaluation_mode
 from ironrank.certificates.binomial import lower_limit
 from ironrank.certificates.certify import RADII, versions
-from ironrank.data import Images
+from ironrank.data import Dataset, Images, images_of
 from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
 from ironrank.judge.interval import wilson
@@ -44,7 +44,7 @@ ABSTAINS = -1
 @torch.no_grad()
 def smooth(
     model: nn.Module,
-    images: Images,
+    images: Images | Dataset | tuple[Tensor, Tensor],
     sigma: float,
     radii: Sequence[float] = RADII,
     *,
@@ -58,7 +58,7 @@ def smooth(
     Args:
         model: Maps pixels (b, c, h, w) to logits (b, classes); it should have been trained under such noise. It is left
             as it is.
-        images: The images.
+        images: The images, or what `ironrank.data.images_of` makes images of.
         sigma: Standard deviation of the noise, in pixel units.
         radii: Radii in pixel units at which the certified accuracy is stated.
         n0: Draws that choose the class.
@@ -75,6 +75,7 @@ def smooth(
     Raises:
         IronrankError: If a setting is out of bounds.
     """
+    images = images_of(images)
     _check(images, sigma, n0, n, alpha)
     found = []
     with evaluation_mode(model), frozen(model):

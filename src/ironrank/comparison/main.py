@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from ironrank.files import plain_json, write_json, write_text
 from ironrank.methods import METHODS, Method
 from ironrank.models import count
 from ironrank.settings import encode
+from ironrank.shell import command_line
 from ironrank.training import Run
 
 FORMAT = "ironrank-comparison/1"
@@ -105,7 +105,7 @@ def compare(
     _fill(place, question, cells, jobs, say)
     folder.time_all(place, cells, question.base, say, rounds)
     told = _result(place, name, question, cells, left_out)
-    told["command"] = _command(name, question, training, changes)
+    told["command"] = _command(name, question, training, changes, out)
     told["machine"] = {"ironrank": __version__} | {k: machine(1)[k] for k in ("torch", "python", "cpu")}
     return _written(place, told)
 
@@ -193,15 +193,17 @@ def _result(
     })  # fmt: skip
 
 
-def _command(name: str, question: Question, training: str, changes: Sequence[str]) -> str:
+def _command(
+    name: str, question: Question, training: str, changes: Sequence[str], out: Path | str | None
+) -> str:
     """Return the command that does the same."""
-    rule, budgets = question.protocol, ",".join(f"{budget:g}" for budget in question.budgets)
-    parts = ["ironrank", "compare", name, "--methods", ",".join(question.settings), "--budgets", budgets,
-              "--seeds", str(len(question.seeds)), "--equal", question.equal, "--train", training,
-              *(["--ablation"] if question.ablation else []), "--n", str(rule.n), "--steps", str(rule.steps),
-              "--restarts", str(rule.restarts)]  # fmt: skip
-    parts += [word for change in changes for word in ("--set", change)]
-    return shlex.join(parts)
+    rule = question.protocol
+    sets = [word for change in changes for word in ("--set", change)]
+    return command_line(
+        "compare", name, *sets, methods=question.settings, budgets=question.budgets, seeds=len(question.seeds),
+        equal=question.equal, train=training, ablation=question.ablation, n=rule.n, steps=rule.steps,
+        restarts=rule.restarts, out=out,
+    )  # fmt: skip
 
 
 def _written(out: Path, result: dict[str, Any]) -> dict[str, Any]:

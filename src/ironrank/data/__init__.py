@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ironrank.data.base import Dataset, DataSpec, Images
+from ironrank.data.base import Dataset, DataSpec, Images, images_of
 from ironrank.data.imagenet import ImageNet
 from ironrank.data.photos import Photos
 from ironrank.data.seeds import mix
@@ -27,6 +27,7 @@ __all__ = [
     "MNIST",
     "Photos",
     "Stream",
+    "images_of",
     "mix",
     "split",
 ]

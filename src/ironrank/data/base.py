@@ -208,6 +208,41 @@ class Dataset(Settings, ABC):
         return images
 
 
+def images_of(data: Images | Dataset | tuple[Tensor, Tensor]) -> Images:
+    """Return what somebody calls images as images.
+
+    Args:
+        data: Images, a data set (its test images), or pixels (n, c, h, w), bytes or those divided by 255, with classes
+            (n,).
+
+    Returns:
+        The images.
+
+    Raises:
+        IronrankError: If it is something else, or the pixels are no bytes.
+
+    Example:
+        >>> images_of((torch.tensor([[[[0.0, 51 / 255]]]]), torch.tensor([3]))).x.flatten().tolist()
+        [0, 51]
+    """
+    if isinstance(data, Images):
+        return data
+    if isinstance(data, Dataset):
+        return data.load("test")
+    if not (isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(p, Tensor) for p in data)):
+        raise IronrankError(f"{type(data).__name__} in place of images: Images, a data set, or a pair of tensors "
+                            "(pixels, classes) is needed")  # fmt: skip
+    x, y = data
+    if x.dtype == torch.uint8:
+        return Images(x, y)
+    scaled = 255 * x.detach()
+    stored = scaled.round().clamp(0, 255)
+    if not (x.is_floating_point() and bool(((scaled - stored).abs() < 0.01).all())):
+        raise IronrankError("pixels that are no bytes divided by 255: images are judged as they are stored; pass "
+                            "uint8, and let normalization be the model's first layer")  # fmt: skip
+    return Images(stored.to(torch.uint8), y)
+
+
 def check(what: str, images: Images, spec: DataSpec) -> None:
     """Check that images are what the facts promise.
 

@@ -22,15 +22,18 @@ from ironrank import __version__
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.attacks.base import Attack
+from ironrank.attacks.threat import check_radius
 from ironrank.bench.latency import latency
-from ironrank.data import Images
+from ironrank.data import Dataset, Images, images_of
 from ironrank.files import plain_json, write_json
 from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.judge.examples import write_examples
 from ironrank.layers import Factored
 from ironrank.linalg import condition_number, orthonormality_error, singular_values
+from ironrank.own import own
 from ironrank.ranks.cost import count_macs, count_params, shapes_of
 from ironrank.settings import encode
+from ironrank.shell import command_line
 from ironrank.surgery import deploy, weighted_layers
 from ironrank.training.run import Run, read_run
 
@@ -40,7 +43,7 @@ CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)  # multiples of eps
 
 def evaluate(
     model: nn.Module,
-    images: Images,
+    images: Images | Dataset | tuple[Tensor, Tensor],
     attacks: Sequence[Attack],
     *,
     curve: Sequence[Attack] = (),
@@ -52,7 +55,7 @@ def evaluate(
 
     Args:
         model: Maps pixels (b, c, h, w) in [0, 1] to logits (b, classes); layers may be factored.
-        images: Test images; all of them are used.
+        images: Test images; all of them are used. Or a data set, or pixels with classes: see `ironrank.data.images_of`.
         attacks: Attacks whose accuracies are stated.
         curve: Attacks of growing eps, for the curve of accuracy against eps.
         seed: Seed of the attacks' random starts.
@@ -66,6 +69,7 @@ def evaluate(
         ``device``, ``versions``. Accuracies are fractions, latency is in milliseconds, bytes are those of the deployed
         weights as a safetensors file, MACs are multiply-adds of one image.
     """
+    images = images_of(images)
     judged, device = for_inference(model), images.device
     robust = [
         _described(a) | {"accuracy": robust_accuracy(judged, images, a, seed), "n": len(images)}
@@ -110,7 +114,7 @@ def evaluate_folder(
     latency_runs: int = 200,
     name: str | None = None,
     save: bool = True,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
 ) -> dict[str, Any]:
     """Measure the net of a run folder, on its test set.
 
@@ -128,18 +132,21 @@ def evaluate_folder(
         latency_runs: Number of timed batch-1 calls.
         name: Label of the row; by default the folder's name.
         save: Whether to write ``evaluation.json`` and ``examples.safetensors`` into the folder.
-        model: The dense module of your own that was trained, where the run's model is ``given``; a copy is used.
+        model: The dense module of your own, or ``MODULE:FUNCTION``, where the run's model is ``given``; a copy is used.
 
     Returns:
         What `evaluate` returns, and ``name``, ``recipe``, ``method``, ``data``, ``objective``, ``which``, ``command``.
     """
-    folder = Path(folder)
+    folder, named = Path(folder), model if isinstance(model, str) else None
+    model = own(model)
     run = read_run(folder)
     dataset = run.data if data is None else dataclasses.replace(run.data, folder=data)
     net = load_model(folder, which, copy.deepcopy(model)).to(device)
     images = dataset.load("test")
     images = (images if n == 0 else images.first(n or IMAGES)).to(device)
     norm, radii = norm or run.validate.norm, tuple(eps or (run.validate.eps,))
+    for radius in radii:
+        check_radius(norm, radius)
     pgd = PGD(norm=norm, eps=radii[-1], steps=steps, restarts=restarts)
     attacks: list[Attack] = [FGSM(norm=norm, eps=radius) for radius in radii]
     attacks += [PGD(norm=norm, eps=radius, steps=steps, restarts=restarts) for radius in radii]
@@ -155,8 +162,10 @@ def evaluate_folder(
         "epochs": run.epochs,
         "train_seed": run.seed,
         "which": which,
-        "command": f"ironrank evaluate {folder.name} --norm {norm} --eps {','.join(f'{r:g}' for r in radii)} "
-                   f"--steps {pgd.steps} --restarts {pgd.restarts} --n {len(images)} --seed {seed}",
+        "command": command_line(
+            "evaluate", folder, norm=norm, eps=radii, steps=pgd.steps, restarts=pgd.restarts, n=len(images), seed=seed,
+            which=None if which == "best" else which, data=data, model=named,
+        ),
     }  # fmt: skip
     if save:
         write_json(folder / "evaluation.json", result)

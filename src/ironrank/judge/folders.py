@@ -12,6 +12,8 @@ from ironrank.artifact import load_model
 from ironrank.data import Images
 from ironrank.files import plain_json, write_json, write_tensors
 from ironrank.judge.weakness import weakness
+from ironrank.own import own
+from ironrank.shell import command_line
 from ironrank.training.run import read_run
 from ironrank.training.start import handed_on
 
@@ -34,7 +36,7 @@ def opened(
     which: str = "best",
     data: Path | str | None = None,
     device: str = "cpu",
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
 ) -> Opened:
     """Load what a run folder holds.
 
@@ -44,12 +46,12 @@ def opened(
         which: "best" or "last".
         data: Folder with the data; by default the one that the run used.
         device: Where to compute.
-        model: The dense module of your own that was trained, where the run's model is ``given``; a copy is used.
+        model: The dense module of your own, or ``MODULE:FUNCTION``, where the run's model is ``given``; a copy is used.
 
     Returns:
         The net, the images, and a description of them.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), own(model)
     run = read_run(folder)
     dataset = run.data if data is None else dataclasses.replace(run.data, folder=str(data))
     net = load_model(folder, which, model).to(device)
@@ -66,7 +68,7 @@ def weakness_folder(
     which: str = "best",
     data: Path | str | None = None,
     device: str = "cpu",
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     save: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def weakness_folder(
         which: "best" or "last".
         data: Folder with the data; by default the one that the run used.
         device: Where to compute.
-        model: The dense module of your own that was trained, where the run's model is ``given``.
+        model: The dense module of your own, or ``MODULE:FUNCTION``, where the run's model is ``given``.
         save: Whether to write ``weakness.json`` and, with the directions, ``weakness.safetensors`` into the folder.
         **options: Further arguments of `ironrank.judge.weakness.weakness`.
 
@@ -88,7 +90,8 @@ def weakness_folder(
         The plain values of `ironrank.judge.weakness.weakness`, and ``schema``, ``name``, ``before``, ``data``,
         ``which``, ``command``.
     """
-    folder = Path(folder)
+    folder, named = Path(folder), model if isinstance(model, str) else None
+    model = own(model)
     net, images, what = opened(folder, n, which=which, data=data, device=device, model=model)
     start = folder / "start"
     before = start if before is None and (start / "run.json").is_file() else before
@@ -100,7 +103,18 @@ def weakness_folder(
         "before": None if before is None else str(before),
         "data": what,
         "which": which,
-        "command": f"ironrank weakness {folder.name} --n {len(images)} --seed {found['seed']}",
+        "command": command_line(
+            "weakness",
+            folder,
+            n=len(images),
+            seed=found["seed"],
+            norm=options.get("norm"),
+            eps=options.get("eps"),
+            before=None if before == start else before,
+            which=None if which == "best" else which,
+            data=data,
+            model=named,
+        ),
     }
     result = plain_json(head | found)
     if save:

@@ -6,10 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ironrank.attacks.threat import check_radius
 from ironrank.data import DATASETS, Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.judge.audit import audit
 from ironrank.judge.targets import open_target
+from ironrank.shell import command_line
 
 
 def audit_named(
@@ -47,10 +51,14 @@ def audit_named(
     if run is not None:
         eps, norm = (run.validate.eps if eps is None else eps), norm or run.validate.norm
     assert eps is not None
+    check_radius(norm or "Linf", eps)
     folder = Path(out) if out else Path(what) if Path(what).is_dir() else Path(f"{target.name}-audit")
-    command = f"ironrank audit {what} --dataset {chosen.name} --norm {norm or 'Linf'} --eps {eps:.6g}"
-    level, n, seed = (options.get(key) for key in ("level", "n", "seed"))
-    command += f" --{level or 'quick'}" + (f" --n {n}" if n is not None else "") + f" --seed {seed or 0}"
+    twin = options.get("twin")
+    command = command_line(
+        "audit", what, dataset=chosen.name, data=data, norm=norm or "Linf", eps=eps,
+        **{options.get("level") or "quick": True}, n=options.get("n"), seed=options.get("seed") or 0,
+        twin=None if isinstance(twin, nn.Module) else twin, out=out,
+    )  # fmt: skip
     return audit(target, chosen, norm=norm or "Linf", eps=eps, out=folder, command=command, **options)
 
 

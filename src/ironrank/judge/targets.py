@@ -11,11 +11,8 @@ function, which must agree with it, and sources: other nets whose adversarial im
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
@@ -24,6 +21,7 @@ from ironrank.errors import IronrankError
 from ironrank.judge.evaluate import for_inference
 from ironrank.judge.onnx_file import of_onnx
 from ironrank.judge.target import Target
+from ironrank.own import is_named, named
 from ironrank.surgery import deploy, factored_layers
 from ironrank.training.run import Run, read_run
 
@@ -61,12 +59,12 @@ def _open(what: nn.Module | Path | str) -> Target:
         return of_folder(path)
     if path.suffix == ".onnx":
         return of_onnx(path)
-    module, colon, function = str(what).partition(":")
-    if not colon or not module or not function:
+    if not is_named(str(what)):
         raise IronrankError(
             f"audit of '{what}': no such folder or file; allowed: a run folder, FILE.onnx, module:function"
         )
-    return of_function(module, function)
+    net = named(str(what), "audit of")
+    return replace(of_module(net, str(what).partition(":")[2]), text=str(what))
 
 
 def of_module(model: nn.Module, name: str) -> Target:
@@ -117,48 +115,3 @@ def _dense_start(folder: Path, run: Run | None) -> nn.Module | None:
             return net
         run = read_run(folder) if (folder / "run.json").is_file() else None
     return None
-
-
-def of_function(module: str, function: str) -> Target:
-    """Import a module of the user's, call one of its functions and return the net that comes back.
-
-    Args:
-        module: Dotted name, looked up in the working folder too.
-        function: Name of a function without arguments.
-
-    Returns:
-        The target.
-
-    Raises:
-        IronrankError: If there is no such module or function, it fails, or returns something else.
-    """
-    text = f"{module}:{function}"
-    make = getattr(_imported(module), function, None)
-    if not callable(make):
-        raise IronrankError(f"audit of {text}: module '{module}' has no function '{function}'")
-    try:
-        net = make()
-    except Exception as error:  # it is the user's code: whatever it raises is reported
-        raise IronrankError(f"audit of {text}: the function raised {_line(error)}") from None
-    if not isinstance(net, nn.Module):
-        raise IronrankError(
-            f"audit of {text}: it returned a {type(net).__name__}; a torch.nn.Module is needed"
-        )
-    return replace(of_module(net, function), text=text)
-
-
-def _imported(module: str) -> ModuleType:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise IronrankError(f"audit of module '{module}': {error}; name it as python -m would") from None
-    except Exception as error:
-        raise IronrankError(f"audit of module '{module}': importing it raised {_line(error)}") from None
-    finally:
-        sys.path.remove(here)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

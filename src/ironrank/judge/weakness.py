@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ironrank.attacks.base import evaluation_mode
 from ironrank.attacks.threat import NORMS, steepest
 from ironrank.attacks.universal import Universal, right_under, universal
-from ironrank.data import Images
+from ironrank.data import Dataset, Images, images_of
 from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches
@@ -49,7 +49,7 @@ Arrays = dict[str, Tensor]
 @no_tf32()
 def weakness(
     model: nn.Module,
-    images: Images,
+    images: Images | Dataset | tuple[Tensor, Tensor],
     *,
     before: nn.Module | None = None,
     eps: float = 8 / 255,
@@ -62,7 +62,8 @@ def weakness(
 
     Args:
         model: Maps pixels (b, c, h, w) to logits (b, classes); layers may be factored. It is left as it is.
-        images: At least two images; a hundred give a map, more a steadier one.
+        images: At least two images, or what `ironrank.data.images_of` makes images of; a hundred give a map, more a
+            steadier one.
         before: A net of the same architecture to compare the layers with, such as the start of a conditioning.
         eps: Radius of the universal perturbation, pixel units.
         norm: "Linf" or "L2".
@@ -81,6 +82,7 @@ def weakness(
     Raises:
         IronrankError: If there are too few images, or the norm has another name.
     """
+    images = images_of(images)
     if len(images) < 2 or norm not in NORMS or directions < 1 or not eps > 0:
         raise IronrankError(
             f"weakness on {len(images)} images, norm={norm!r}, eps={eps}, directions={directions}: at least two "

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ironrank.errors import IronrankError
 from ironrank.surgery import trained_cores
 
 _PATIENCE = 20  # training forwards without one optimizer step before the warning
+_AT_WORK: WeakKeyDictionary[torch.optim.Optimizer, list[Attached]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -39,15 +41,22 @@ class Attached:
         optimizer: Any torch optimizer that holds these factors.
 
     Raises:
-        IronrankError: If the model has no such layer or the optimizer does not hold its factors.
+        IronrankError: If the model has no such layer, the optimizer does not hold its factors, or a method is attached
+            to both already; before a step, if a gradient is not finite.
     """
 
     def __init__(self, method: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.steps, self._forwards, self._warned = 0, 0, False
         self._method, self._model = method, model
+        self._fellows = _AT_WORK.setdefault(optimizer, [])
+        if any(fellow._model is model for fellow in self._fellows):
+            raise IronrankError(
+                "attach: a method is attached to this model and optimizer already; remove() it first"
+            )
         self._check(model, optimizer)
         self._before: dict[int, Tensor] = {}
         self._begin()
+        self._fellows.append(self)
         self._hooks: list[Any] = [
             optimizer.register_step_pre_hook(self._on_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -59,6 +68,7 @@ class Attached:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._fellows[:] = [fellow for fellow in self._fellows if fellow is not self]
         if not self.steps:
             self._warn()
 
@@ -68,10 +78,14 @@ class Attached:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    # What a method does: a sub-class for methods of another kind replaces these four.
+    # What a method does: a sub-class for methods of another kind replaces these five.
 
     def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         _check_cores(model, optimizer)
+
+    def _moved(self) -> list[nn.Parameter]:
+        # each entry of the gradient of a core has part in every one of U^T G V
+        return [core for _, layer in trained_cores(self._model) if (core := layer.S) is not None]
 
     def _begin(self) -> None:
         self._method.constrain(self._model)
@@ -91,6 +105,10 @@ class Attached:
             raise IronrankError(
                 "attach works with optimizer.step() without a closure: compute the gradients before it"
             )
+        sums = [p.grad.sum(dtype=torch.float32) for p in self._moved() if p.grad is not None]
+        if sums and not torch.stack(sums).isfinite().all():
+            raise IronrankError("attach: a gradient is not finite; the step is not taken and the weights are as they "
+                                "were: lower the learning rate, or leave this batch out")  # fmt: skip
         with _one_line():
             self._ahead(optimizer)
 
@@ -146,6 +164,9 @@ class AttachedADMM(Attached):
         for name in self._method.names(model):
             if id(model.get_submodule(name).weight) not in held:
                 raise IronrankError(f"attach: the optimizer does not hold the weight of layer '{name}'")
+
+    def _moved(self) -> list[nn.Parameter]:
+        return []  # plain steps of dense weights, as without the method
 
     def _begin(self) -> None:
         self.state = self._method.init(self._model)

@@ -186,6 +186,9 @@ class AttachedStiefel(Attached):
             if id(layer.weight) not in held:
                 raise IronrankError(f"attach: the optimizer does not hold the weight of layer '{name}'")
 
+    def _moved(self) -> list[nn.Parameter]:
+        return [layer.weight for _, layer in self._method.layers(self._model)]
+
     def _begin(self) -> None:
         self.state = self._method.init(self._model)
 

@@ -80,6 +80,7 @@ class SVDPrune(Method):
     """
 
     name: ClassVar[str] = "svd-prune"
+    finds_ranks: ClassVar[bool] = True
     energy: float = setting(0.01, "share of the squared singular values that may be dropped", ge=0, lt=1)
     budget: str = setting("", "size of the whole net, such as params=8x, in place of energy")
     steps: int = setting(1000, "steps before singular values are dropped", ge=0)

@@ -37,5 +37,5 @@ class Given(Model):
             IronrankError: Always.
         """
         raise IronrankError(
-            "model 'given' is a module of your own: pass it, as in train(run, out, model=net)"
+            "model 'given' is a module of your own: pass it, as in train(run, out, model=net), or by --model"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ironrank.judge.interval import exceeds
@@ -93,14 +93,14 @@ def judge(rows: Sequence[Row]) -> Verdict:
     floor = chance(rows) or 0.0
     if scores[best].accuracy <= floor:
         return Verdict(f"{where}, {_not_robust(scores[best], floor)}.", threat)
-    said = _alone(rows[0], scores[0]) if len(rows) == 1 else _among(rows, scores, best, pick)
+    said = _alone(rows, pick, scores[pick]) if len(scores) == 1 else _among(rows, scores, best, pick)
     doubted = sorted({best, pick} & {i for i, row in enumerate(rows) if _doubts(row)})
     doubt = (
         f"; but see the warnings about {' and '.join(quote(rows[i].name) for i in doubted)}"
         if doubted
         else ""
     )
-    return Verdict(f"{where}, {said}{doubt}.", threat, pick)
+    return Verdict(f"{where}, {said}{_unlike(scores)}{doubt}.", threat, pick)
 
 
 def _unproven(refused: Sequence[Row], among: int) -> str:
@@ -121,9 +121,19 @@ def _not_robust(best: Score, floor: float) -> str:
     return f"no net is robust: the best accuracy is {percent(best.accuracy)} %{level}"
 
 
-def _alone(row: Row, score: Score) -> str:
+def _alone(rows: Sequence[Row], place: int, score: Score) -> str:
+    row, others = rows[place], len(rows) - 1
     kept = f"{percent(score.accuracy)} % accuracy ({percent(row.clean)} % clean)"
-    return f"{quote(row.name)} keeps {kept} with {_size(row)}"
+    rest = f"; it is the only one of {len(rows)} nets with a number to compare there" if others else ""
+    return f"{quote(row.name)} keeps {kept} with {_size(row)}{rest}"
+
+
+def _unlike(scores: Mapping[int, Score]) -> str:
+    """Say that the accuracies compared are over different numbers of images, where they are."""
+    sizes = sorted({score.n or 0 for score in scores.values()} - {0})
+    if len(sizes) < 2:
+        return ""
+    return f"; they were attacked on {' and '.join(map(count, sizes))} images: compare with care"
 
 
 def _among(rows: Sequence[Row], scores: dict[int, Score], best: int, pick: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ironrank.errors import IronrankError
@@ -166,6 +167,23 @@ def unique(names: Iterable[str]) -> list[str]:
         seen[name] += 1
         out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return out
+
+
+def told_apart(names: Sequence[str], places: Sequence[Path]) -> list[str]:
+    """Return the names; those that are alike, and called after their folders, get folders above it as well.
+
+    Example:
+        >>> told_apart(["net", "net", "dense"], [Path("a/x/net"), Path("b/x/net"), Path("dense")])
+        ['a/x/net', 'b/x/net', 'dense']
+    """
+    found, parts = list(names), [place.resolve().parts for place in places]
+    alike = [i for i, name in enumerate(names) if names.count(name) > 1 and name == parts[i][-1]]
+    depth = 1
+    while len({found[i] for i in alike}) < len({parts[i] for i in alike}):
+        depth += 1
+        for i in alike:
+            found[i] = "/".join(parts[i][-depth:])
+    return found
 
 
 def _row(name: str, item: Mapping[str, Any]) -> Row:

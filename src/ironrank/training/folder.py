@@ -30,6 +30,8 @@ def check_folder(out: Path, run: Run, resume: bool) -> None:
     there = out / "run.json"
     if out.exists() and not out.is_dir():
         raise IronrankError(f"{out} is a file: name a folder for the run")
+    if (out / "comparison.json").is_file():
+        raise IronrankError(f"{out} holds a comparison: choose another folder for the run")
     if there.is_file():
         if not resume:
             raise IronrankError(f"{out} holds a run already: choose another folder, or resume it (--resume)")

@@ -25,7 +25,7 @@ from ironrank.training.processes import barrier, process
 from ironrank.training.progress import Event
 from ironrank.training.remarks import remarks
 from ironrank.training.run import Run
-from ironrank.training.start import fresh, initial_model
+from ironrank.training.start import check_answers, fresh, initial_model
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -52,6 +52,8 @@ class Held:
                 f"objective '{run.objective.label()}' keeps a tensor for its own images: train with one process"
             )
         self.take_up()
+        if given is not None:
+            check_answers(self.model, self.train_images, run.data.spec.classes)
 
     def take_up(self) -> None:
         """Hold what the checkpoint holds, or what a training begins with where there is none."""

@@ -23,7 +23,7 @@ from ironrank.training.held import CHECKPOINT, Held
 from ironrank.training.looking import Look, look
 from ironrank.training.processes import agreed, average_gradients, barrier, everywhere, join, share_buffers
 from ironrank.training.progress import Event, Watcher, watching
-from ironrank.training.run import Run, score
+from ironrank.training.run import Run, check_radii, score
 from ironrank.training.start import check_model, fresh
 
 BEST = "best.partial.safetensors"  # the best epoch so far, until its final form is made
@@ -62,6 +62,7 @@ def train(
     join()
     out = Path(out)
     check_model(run, model)
+    check_radii(run)
     check_folder(out, run, resume)
     barrier()
     start = run.start

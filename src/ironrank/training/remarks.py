@@ -1,16 +1,17 @@
-"""What a run says before it begins, where its validation would mislead; nothing is refused."""
+"""What a run says before it begins: what would mislead, or makes little sense; nothing is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ironrank.errors import IronrankError
+from ironrank.models import Given
 from ironrank.training.progress import Event
 from ironrank.training.run import Run, read_run
 
 
 def remarks(run: Run, start: str | None) -> list[Event]:
-    """Say where validation looks at another ball than training, or at images that were trained on.
+    """Say where a method for trained nets has none, and where validation looks at another ball, or at trained images.
 
     Args:
         run: The run.
@@ -20,6 +21,9 @@ def remarks(run: Run, start: str | None) -> list[Event]:
         Lines for metrics.jsonl.
     """
     found: list[Event] = []
+    if run.method.gentle and start is None and not isinstance(run.model, Given):
+        found.append({"event": "the method is meant for a trained net, and begins with random weights",
+                      "method": run.method.label(), "to_give_one": "start=FOLDER"})  # fmt: skip
     threat, watched = run.objective.threat, (run.validate.norm, run.validate.eps)
     if threat not in (None, watched):
         (norm, eps), (validated, radius) = threat, watched

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ironrank.attacks import ATTACKS
 from ironrank.attacks.base import Attack
 from ironrank.attacks.pgd import PGD
+from ironrank.attacks.threat import check_radius
 from ironrank.data import DATASETS, Dataset
 from ironrank.errors import IronrankError
 from ironrank.files import read_json
@@ -64,6 +65,21 @@ class Run(Settings):
     guard: Guard = setting(Guard(), "what is done about overfitting to an attack")
     log_every: int = setting(100, "steps between two lines of metrics.jsonl", ge=1)
     start: Run | str | None = setting(None, "earlier stage, or run folder, that it starts from")
+
+
+def check_radii(run: Run) -> None:
+    """Refuse radii of training and validation that are not meant in pixel units.
+
+    Args:
+        run: The run.
+
+    Raises:
+        IronrankError: If one is refused.
+    """
+    balls = {"eps": run.objective.threat, "validate.eps": (run.validate.norm, run.validate.eps)}
+    for what, ball in balls.items():
+        if ball is not None:
+            check_radius(*ball, what)
 
 
 def score(run: Run, robust: float, clean: float) -> tuple[float, float]:

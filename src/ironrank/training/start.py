@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ironrank.artifact import WHICH, all_finite, read_layout, restore
+from ironrank.attacks.base import evaluation_mode
+from ironrank.data import Images
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors
 from ironrank.models import Given
@@ -101,3 +104,32 @@ def check_model(run: Run, model: nn.Module | None) -> None:
         raise IronrankError(
             "the module given holds factors: pass the dense one, and start='folder' of ironrank.save(module, 'folder')"
         )
+
+
+def check_answers(model: nn.Module, images: Images, classes: int) -> None:
+    """Refuse a module that does not take the images of a data set, or gives no logits of its classes.
+
+    Args:
+        model: The module; its mode is left as it is.
+        images: Images of the data set, on its device.
+        classes: Their classes.
+
+    Raises:
+        IronrankError: If it is refused.
+    """
+    x = images.pixels(torch.arange(min(2, len(images))))
+    need = f"pixels {('b', *x.shape[1:])} in [0, 1] and logits ('b', {classes}) are needed".replace("'", "")
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            logits = model(x)
+    except Exception as error:  # it is the user's code: whatever it raises is reported
+        said = " ".join(str(error).split())[:200]
+        raise IronrankError(f"the module given does not take this data ({said}): {need}") from None
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if (
+        not isinstance(logits, Tensor)
+        or logits.ndim != 2
+        or len(logits) != len(x)
+        or logits.shape[1] < classes
+    ):
+        raise IronrankError(f"the module given answers {len(x)} images by {shape}: {need}")
