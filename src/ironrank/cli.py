@@ -29,7 +29,6 @@ from ironrank.options import (
     folder_named,
 )
 
-
 Usage: Any = typer.BadParameter.__mro__[1]  # what a wrong option raises; typer has no public name for it
 
 

@@ -80,7 +80,7 @@ def compress(
     then ``load_model("small", model=net)`` is the small net.
 
     Args:
-        source: A dense module, a run folder, or a folder that `ironrank.save` wrote.
+        source: A dense module, ``MODULE:FUNCTION`` that returns one, a run folder, or one that `ironrank.save` wrote.
         method: Name of the method.
         overrides: ``path=value``; see `ironrank.compression.compress_run`.
         out: The new run folder.
