@@ -213,7 +213,7 @@ def test_a_function_and_its_exit_codes(run, mnist: str, tmp_path: Path) -> None:
     assert (code, err) == (0 if found["robust"] else 3, "")
     assert (
         found["command"]
-        == f"ironrank audit {NET} --dataset mnist --data {mnist} --norm Linf --eps 0.0313725 --quick --n 16 --seed 0"
+        == f"ironrank audit {NET} --dataset mnist --data {mnist} --norm Linf --eps 8/255 --quick --n 16 --seed 0"
     )
     assert read_json(tmp_path / "make-audit" / "audit.json") == found
     code, out, _ = run(*ask, "--eps", "8/255")

@@ -45,7 +45,7 @@ def test_a_certificate_is_kept_and_is_what_python_gives(capsys, folder: Path, mn
     again["smoothing"] = smooth(net, images, 0.25, (1 / 255, 0.5), n=50)
     assert {key: result[key] for key in again} == plain_json(again)
     assert shlex.split(result["command"])[:3] == ["ironrank", "certify", str(folder)]
-    assert " --n 12 --radii 0.00392157,0.5 --smoothing 0.25 --draws 50 " in result["command"]
+    assert " --n 12 --radii 1/255,0.5 --smoothing 0.25 --draws 50 " in result["command"]
     assert result["name"] == "condlr"
     assert len(result["lipschitz"]["layers"]) > 5
 

@@ -75,7 +75,7 @@ OPTIONS = {
     "train": {"recipe", *TRAINING},
     "compress": {"folder", "--method", "--budget", "--condition", "--dry-run", *TRAINING},
     "audit": {"what", "--data", "--dataset", "--norm", "--eps", "--quick", "--standard", "--full", "--n", "--seed",
-              "--jobs", "--twin", "--device", "--out", "--json", "--quiet"},
+              "--jobs", "--twin", "--model", "--device", "--out", "--json", "--quiet"},
     "compare": {"recipe", "--methods", "--budgets", "--seeds", "--equal", "--train", "--ablation", "--set", "--data",
                 "--device", "--out", "--jobs", "--n", "--steps", "--restarts", "--dry-run", "--json", "--quiet"},
     "certify": {"folder", "--radii", "--n", "--which", "--model", "--data", "--smoothing", "--draws", "--alpha",
@@ -85,7 +85,7 @@ OPTIONS = {
     "evaluate": {"folder", "--which", "--model", "--data", "--n", "--norm", "--eps", "--steps", "--restarts", "--seed",
                  "--device", "--latency-runs", "--out", "--json"},
     "export": {"folder"},
-    "report": {"folders", "--html", "--markdown", "--json", "--card", "--data", "--title", "--group"},
+    "report": {"folders", "--html", "--markdown", "--json", "--card", "--model", "--data", "--title", "--group"},
     "bench": {"--net", "--nominal", "--rounds", "--batch", "--tau", "--momentum", "--threads", "--layout",
               "--peak", "--out", "--json"},
 }  # fmt: skip
@@ -136,7 +136,8 @@ def test_heavy_imports_wait_until_a_verb_runs() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["trian"], ["train"], ["train", LENET, "--sett", "x"], ["train", LENET, "--seed", "one"],
+    [["--nope"], ["--nope", "train", LENET], ["trian"], ["train"], ["train", LENET, "--sett", "x"],
+     ["train", LENET, "--seed", "one"],
      ["train", LENET, "--until", "0"], ["evaluate"], ["report"], ["train", LENET, "--set"]],
 )  # fmt: skip
 def test_misuse_ends_with_code_2_and_says_so_on_stderr(run, arguments: list[str]) -> None:
@@ -377,10 +378,11 @@ def test_a_dry_run_shows_the_ranks_and_writes_nothing(
     )
 
 
-@pytest.mark.parametrize("method", ["robust-dlrt", "svd-prune", "uv"])
+@pytest.mark.parametrize("method", ["robust-dlrt", "svd-prune", "cstar", "uv"])
 def test_a_dry_run_says_where_ranks_are_found_in_training(run, trained: Path, method: str) -> None:
     words = ("--method", method, "--budget", "params=4x", "--dry-run")
-    out = run("compress", trained / "dense", *words)[1]
+    code, out, _ = run("compress", trained / "dense", *words)
+    assert code == 0
     assert (f"ranks at the start; {method} finds its own in training, within params=4x" in out) == (
         method != "uv"
     )
@@ -420,9 +422,12 @@ def test_a_net_of_ones_own_goes_the_whole_way(run, mnist: str, tmp_path: Path, m
     found = json.loads(out)
     assert code == 0 and found["params_deployed"] <= found["params_dense"] / 2
     assert shlex.split(found["command"])[-2:] == ["--model", net]
-    for verb in ("certify", "weakness"):
+    for verb in ("certify", "weakness", "audit"):
         code, out, _ = run(verb, small, "--model", net, "--n", 4, "--json")
-        assert code == 0 and f"--model {net}" in json.loads(out)["command"]
+        assert code in (0, 3) and f"--model {net}" in json.loads(out)["command"]
+    Path(small, "evaluation.json").unlink()
+    assert run("report", small, "--model", net, "--markdown", "report.md")[0] == 0
+    assert f"--model {net}" in Path("report.md").read_text(encoding="utf-8")
     again = ("compress", small, "--model", net, "--method", "uv")
     assert run(*again)[::2] == (
         2,
@@ -436,7 +441,8 @@ def test_a_net_of_ones_own_goes_the_whole_way(run, mnist: str, tmp_path: Path, m
 
 def test_an_empty_name_for_a_folder_is_refused(run, mnist: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for words in (train(mnist, ""), ("compare", LENET, "--out", ""), ("demo", "--out", "")):
+    for words in (train(mnist, ""), ("compare", LENET, "--out", ""), ("demo", "--out", ""),
+                  ("evaluate", tmp_path, "--out", ""), ("report", tmp_path, "--html", "")):  # fmt: skip
         code, _, err = run(*words)
         assert code == 2 and "the name is empty" in err
     assert not list(tmp_path.iterdir())

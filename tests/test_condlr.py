@@ -389,7 +389,7 @@ def test_attached_takes_what_factorize_made_and_brings_it_into_the_set():
 def test_attached_twice_is_refused_until_it_is_removed():
     fit = Fit(CondLR(keep=0.5), SGD(lr=0.1))
     with fit.method.attach(fit.model, fit.built):
-        with pytest.raises(IronrankError, match="attached to this model and optimizer already"):
+        with pytest.raises(IronrankError, match="attached to these weights and this optimizer already"):
             CondLR(tau=1.0).attach(fit.model, fit.built)
         own_loop(fit, 1)
     with CondLR(tau=1.0).attach(fit.model, fit.built):

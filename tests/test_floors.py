@@ -23,7 +23,7 @@ FLOORS = (
     ("methods", "artifact"),
     ("training", "judge", "report", "bench", "export", "certificates"),
     ("recipes", "config", "compression", "comparison", "catalog"),
-    ("verbs", "console", "options", "auditing", "certifying", "comparing", "compressing", "cli"),
+    ("verbs", "console", "options", "auditing", "certifying", "comparing", "compressing", "reporting", "cli"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = ("__init__", "__main__")  # what a user imports: it names rooms of every floor

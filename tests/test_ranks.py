@@ -546,7 +546,7 @@ def test_factorize_projects_in_the_metric_of_the_inputs():
 @pytest.mark.parametrize("options, words", [
     ({"budget": "params=5x", "keep": 0.5}, "keep=0.5 and budget='params=5x': give one of them"),
     ({"budget": "params=500x"}, "params=500x: the smallest this net can become is"),
-    ({"budget": "params=9M"}, r"params=9M: the net costs only \S+ as it is: ask for less"),
+    ({"budget": "params=9M"}, r"budget='params=9M': the net costs only \S+ as it is: ask for less"),
     ({"budget": "macs=2x"}, "budget='macs=2x' needs an example input"),
     ({"budget": "params=5x", "form": "cp"}, "form='cp'"),
     ({"budget": "params=5x", "ranks": {"fc1": 9999}}, "rank 9999 for layer 'fc1' in channel form"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ironrank.options import Data, Device, Json, Quiet, folder_named
+from ironrank.options import Data, Device, Json, Own, Quiet, path_named
 
 NOT_PROVEN = 3  # exit code
 
@@ -40,11 +40,12 @@ def audit(
         str | None,
         typer.Option("--twin", metavar="NET", help="A net whose adversarial images are tried as well."),
     ] = None,
+    model: Own = None,
     device: Device = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", parser=folder_named, help="Result; by default FOLDER, or NAME-audit."
+            "--out", metavar="DIR", parser=path_named, help="Result; by default FOLDER, or NAME-audit."
         ),
     ] = None,
     as_json: Json = False,
@@ -60,7 +61,7 @@ def audit(
     with console.resumable(out or Path("the folder of the audit"), "the same", "results"):
         result = verbs.audit(
             what, dataset=dataset, data=data, norm=norm, eps=eps, levels=levels, n=n, seed=seed, jobs=jobs, twin=twin,
-            device=device or "cpu", out=out, console=console.progress(quiet),
+            device=device or "cpu", out=out, model=model, console=console.progress(quiet),
         )  # fmt: skip
     console.show(result, console.audit, as_json)
     if result["robust"] is None:

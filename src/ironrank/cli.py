@@ -6,13 +6,15 @@ Torch is imported inside the verbs, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ironrank import __version__, auditing, certifying, comparing, compressing
+from ironrank import __version__, auditing, certifying, comparing, compressing, reporting
 from ironrank.errors import IronrankError
 from ironrank.options import (
     Data,
@@ -26,7 +28,7 @@ from ironrank.options import (
     Resume,
     Seed,
     Until,
-    folder_named,
+    path_named,
 )
 
 Usage: Any = typer.BadParameter.__mro__[1]  # what a wrong option raises; typer has no public name for it
@@ -34,6 +36,19 @@ Usage: Any = typer.BadParameter.__mro__[1]  # what a wrong option raises; typer 
 
 class Verbs(TyperGroup):
     """The verbs; a mistake of the user in any of them becomes one line and exit code 2."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options before the verb.
+
+        Args:
+            *args: As of typer.
+            **kwargs: As of typer.
+
+        Returns:
+            The context.
+        """
+        with in_one_line():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb that was asked for.
@@ -43,19 +58,33 @@ class Verbs(TyperGroup):
 
         Returns:
             What the verb returns.
-
-        Raises:
-            typer.Exit: With code 2, if an option is wrong, or the verb raised an `IronrankError`.
         """
-        try:
+        with in_one_line():
             return super().invoke(ctx)
-        except IronrankError as error:
-            said = str(error)
-        except Usage as error:
-            where = error.ctx.command_path if error.ctx else "ironrank"
-            said = f"{error.format_message().rstrip('.')}; see {where} --help"
-        typer.echo(f"error: {' '.join(said.splitlines())}", err=True)
-        raise typer.Exit(2)
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Let a mistake of the user end in one line.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        typer.Exit: With code 2, where an option is wrong, or an `IronrankError` was raised.
+    """
+    try:
+        yield
+        return
+    except IronrankError as error:
+        said = str(error)
+    except Usage as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # not a mistake: it shows the help
+            raise
+        where = error.ctx.command_path if error.ctx else "ironrank"
+        said = f"{error.format_message().rstrip('.')}; see {where} --help"
+    typer.echo(f"error: {' '.join(said.splitlines())}", err=True)
+    raise typer.Exit(2)
 
 
 app = typer.Typer(
@@ -85,7 +114,7 @@ def ironrank(
 @app.command()
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", parser=folder_named, help="Runs and report.")
+        Path, typer.Option("--out", metavar="DIR", parser=path_named, help="Runs and report.")
     ] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     as_json: Json = False,
@@ -166,7 +195,8 @@ def evaluate(
         int, typer.Option("--latency-runs", metavar="N", min=1, help="Timed calls.")
     ] = 200,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where to write the result.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", parser=path_named, help="Where to write the result."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -200,29 +230,6 @@ def export(folder: Folder) -> None:
 
 
 @app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Run folders.")],
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="The page.")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="As text.")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The same as data.")] = None,
-    card: Annotated[Path | None, typer.Option("--card", metavar="FILE", help="Card of one net.")] = None,
-    data: Data = None,
-    title: Annotated[str, typer.Option("--title", metavar="TEXT", help="Title of the page.")] = "Comparison",
-    group: Annotated[bool | None, typer.Option("--group/--no-group", help="One row for all seeds.")] = None,
-) -> None:
-    """Compare trained nets in one report, by default report.html; those not judged yet are judged first."""
-    from ironrank import verbs
-
-    files = {"html": html, "markdown": markdown, "json": as_json, "card": card}
-    if not any(files.values()):
-        files["html"] = Path("report.html")
-    made = verbs.report(folders, **files, data=data, title=title, group=group)
-    typer.echo(made.verdict)
-    for path in filter(None, files.values()):
-        typer.echo(path)
-
-
-@app.command()
 def bench(
     net: Annotated[
         list[str] | None, typer.Option("--net", metavar="NAME", help="A net; repeat at will.")
@@ -242,7 +249,8 @@ def bench(
     ] = "channels_last",
     peak: Annotated[bool, typer.Option("--peak", help="Also measure peaks of resident memory.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PATH", help="Write PATH.json and PATH.md.")
+        Path | None,
+        typer.Option("--out", metavar="PATH", parser=path_named, help="Write PATH.json and PATH.md."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -259,6 +267,7 @@ def bench(
 
 
 compress = app.command()(compressing.compress)
+report = app.command()(reporting.report)
 audit = app.command()(auditing.audit)
 compare = app.command()(comparing.compare)
 certify = app.command()(certifying.certify)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ironrank.options import Data, Device, Json, Overrides, Quiet, folder_named
+from ironrank.options import Data, Device, Json, Overrides, Quiet, path_named
 
 
 def compare(
@@ -39,7 +39,7 @@ def compare(
         typer.Option(
             "--out",
             metavar="DIR",
-            parser=folder_named,
+            parser=path_named,
             help="Folder of the comparison; goes on if it is there.",
         ),
     ] = None,

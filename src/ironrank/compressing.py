@@ -43,8 +43,8 @@ def compress(
 ) -> None:
     """Compress a trained dense net and train it on, by default into FOLDER-METHOD.
 
-    FOLDER is a run folder, or was written by ironrank.save. That, and a net that a function returns, says nothing of
-    data: --set data=... is needed, for a saved architecture of this package --set model=... too.
+    FOLDER is a run folder, or was written by ironrank.save. Neither a saved net nor a function says which data to train
+    on: give --set data=..., and for a saved architecture of this package --set model=... too.
     """
     from ironrank import compression, config, console, verbs
     from ironrank.own import beside, source_of

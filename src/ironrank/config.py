@@ -77,20 +77,18 @@ def override(run: Run, pairs: Iterable[Pair], arguments: Iterable[str] = ()) -> 
     Raises:
         IronrankError: If a path is unknown or a value is not allowed.
     """
-    before, done = run, list[str]()
+    before, undone = run, dict[str, str]()  # of each path, the override that undid it; empty for none
     for path, text in pairs:
         head = path.split(".")[0]
         if head == "recipe" or head not in hints_of(Run):
             raise IronrankError(f"{path}: no such setting; {_help(run, head, arguments)}")
         old, run = run, _override(run, path, text)
-        for earlier in done:
-            if earlier.startswith(f"{path}.") and _value(old, earlier) != _value(run, earlier):
-                raise IronrankError(
-                    f"{earlier} is undone by {path}={text} after it: write it behind, or leave it out"
-                )
-        done.append(path)
-    if not any(path.split(".")[0] == "validate" for path in done):
-        run = _watched(before, run)
+        lost = [p for p in undone if p.startswith(f"{path}.") and _value(old, p) != _value(run, p)]
+        undone |= dict.fromkeys(lost, f"{path}={text}") | {path: ""}
+    for path, later in undone.items():
+        if later:
+            raise IronrankError(f"{path} is undone by {later} after it: write it behind, or leave it out")
+    run = run if any(path.split(".")[0] == "validate" for path in undone) else _watched(before, run)
     check_radii(run)
     return run
 
@@ -115,8 +113,9 @@ def _override(run: Run, path: str, text: str) -> Run:
     if isinstance(run.start, Run) and path in OF_FIRST_STAGE:
         return dataclasses.replace(run, start=_override(run.start, path, text))
     run = _set(run, [], parts, text)
-    if isinstance(run.start, Run) and parts[0] not in OF_ONE_STAGE and _has(run.start, parts):
-        run = dataclasses.replace(run, start=_override(run.start, path, text))
+    start = run.start
+    if isinstance(start, Run) and parts[0] not in OF_ONE_STAGE and _value(start, path) is not _NOWHERE:
+        run = dataclasses.replace(run, start=_override(start, path, text))
     return run
 
 
@@ -137,15 +136,10 @@ def _set(node: Any, done: list[str], parts: list[str], text: str) -> Any:
     return dataclasses.replace(node, **{head: value})
 
 
-def _has(node: Any, parts: list[str]) -> bool:
-    return _value(node, ".".join(parts)) is not _NOWHERE
-
-
 def _value(node: Any, path: str) -> Any:
     for part in path.split("."):
-        if not isinstance(node, Settings) or part not in hints_of(type(node)):
-            return _NOWHERE
-        node = getattr(node, part)
+        known = hints_of(type(node)) if isinstance(node, Settings) else ()
+        node = getattr(node, part) if part in known else _NOWHERE
     return node
 
 

@@ -175,7 +175,8 @@ def outcome(result: Mapping[str, Any]) -> str:
             f"best epoch {best['epoch']}: " + (", ".join(scores) or "the last, for want of validation")
         )
     for event in result["events"]:
-        parts.append(event["event"] + (f" in epoch {event['at_epoch']}" if "at_epoch" in event else ""))
+        parts.append(event["event"] + (f" in epoch {event['at_epoch']}" if "at_epoch" in event else "")
+                     + (f" ({event['to_give_one']} gives it one)" if "to_give_one" in event else ""))  # fmt: skip
     if result["epochs"] < result["epochs_planned"]:
         done = f"{result['epochs']} of {result['epochs_planned']} epochs done"
         parts.append(f"{done}: {'out of patience' if result['finished'] else 'go on with --resume'}")

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 
-def folder_named(text: str) -> Path:
-    """Read the name of a folder to write; an empty one, as of a variable that is not set, is refused."""
+def path_named(text: str) -> Path:
+    """Read the name of a folder or file to write; an empty one, as of a variable that is not set, is refused."""
     if not str(text):
-        raise typer.BadParameter("the name is empty: name a folder, such as runs/mine")
+        raise typer.BadParameter("the name is empty: give one, such as runs/mine")
     return Path(text)
 
 
@@ -23,7 +23,7 @@ Overrides = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data set.")]
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", parser=folder_named, help="Run folder; made if needed.")
+    Path | None, typer.Option("--out", metavar="DIR", parser=path_named, help="Run folder; made if needed.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 Device = Annotated[

@@ -59,8 +59,13 @@ def source_of(
 
     Returns:
         The folder, or None for a module; the module of your own, or None; settings of the run that follow from it.
+
+    Raises:
+        IronrankError: If both are a net.
     """
     if isinstance(source, nn.Module) or (isinstance(source, str) and is_named(source)):
+        if model is not None:
+            raise IronrankError("compress: the source is a net of your own already; leave the model out")
         return None, own(source, "compress"), {}
     given = own(model)
     return Path(source), given, {} if given is None else {"model": Given()}

@@ -19,7 +19,7 @@ def command_line(verb: str, *words: object, **options: object) -> str:
 
     Example:
         >>> command_line("evaluate", "my runs/net", eps=[0.1, 8 / 255], latency_runs=20, json=True, which=None)
-        "ironrank evaluate 'my runs/net' --eps 0.1,0.0313725 --latency-runs 20 --json"
+        "ironrank evaluate 'my runs/net' --eps 0.1,8/255 --latency-runs 20 --json"
     """
     parts = ["ironrank", verb, *map(str, words)]
     for name, value in options.items():
@@ -31,7 +31,9 @@ def command_line(verb: str, *words: object, **options: object) -> str:
 
 def _written(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.6g}"
+        steps = round(255 * value)
+        short = f"{value:.6g}"
+        return short if float(short) == value else f"{steps}/255" if steps / 255 == value else repr(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ",".join(map(_written, value))
     return str(value)

@@ -20,7 +20,7 @@ from ironrank.files import read_lines, write_json
 from ironrank.judge import evaluate_folder
 from ironrank.judge.folders import weakness_folder
 from ironrank.judge.named import audit_named
-from ironrank.models import Model
+from ironrank.models import Given, Model
 from ironrank.own import source_of
 from ironrank.recipes.command import command_of
 from ironrank.report import Report, build
@@ -68,7 +68,7 @@ def compress(
     out: Path | str,
     budget: str | None = None,
     condition: float | None = None,
-    model: nn.Module | Model | None = None,
+    model: nn.Module | Model | str | None = None,
     resume: bool = False,
     until: int | None = None,
     console: Console | None = None,
@@ -86,7 +86,7 @@ def compress(
         out: The new run folder.
         budget: Size of the result for methods that have one, such as "params=8x".
         condition: tau of CondLR in fine-tuning, where there is such a stage.
-        model: What the folder's net is built by: the dense module of your own, or an architecture.
+        model: What the folder's net is built by: the dense module of your own, ``MODULE:FUNCTION``, or an architecture.
         resume: Go on from the new folder's checkpoint.
         until: Stop after this many epochs, to be resumed later.
         console: Where progress goes; None for nowhere.
@@ -116,7 +116,7 @@ def outcome(folder: Path | str, run: Run | None = None) -> dict[str, Any]:
     Returns:
         ``folder``; ``best``, the line of metrics.jsonl of the epoch whose weights were kept, or None before
         the first; ``epochs`` done and ``epochs_planned``; whether it is ``finished``; and ``events``, the lines of
-        metrics.jsonl in which a guard says what it saw or did.
+        metrics.jsonl that say what was odd: before the first step, or what a guard saw or did.
     """
     folder = Path(folder)
     lines = read_lines(folder / LOG)
@@ -234,6 +234,7 @@ def report(
     data: Path | str | None = None,
     title: str = "Small, fast and hard to fool",
     group: bool | None = None,
+    model: nn.Module | str | None = None,
 ) -> Report:
     """Compare the nets of run folders in one report.
 
@@ -248,6 +249,7 @@ def report(
         title: The title of the page.
         group: Whether folders that differ in their seed alone become one row, mean and standard deviation; None
             where that is unambiguous.
+        model: The dense module of your own, or ``MODULE:FUNCTION``, where a net that is judged first is of one.
 
     Returns:
         The report.
@@ -260,7 +262,7 @@ def report(
         place for place in places if sum(place.resolve() == other.resolve() for other in places) > 1
     ]:
         raise IronrankError(f"report of {twice[0]}: the folder is named more than once; name it once")
-    rows = [gather(folder, _row(folder, data), data) for folder in places]
+    rows = [gather(folder, _row(folder, data, model), data) for folder in places]
     rows = [row | {"trained_by": _trained_by(folder)} for row, folder in zip(rows, places, strict=True)]
     names = told_apart([str(row["name"]) for row in rows], places)
     rows = [row | {"name": name} for row, name in zip(rows, names, strict=True)]
@@ -268,7 +270,8 @@ def report(
     runs = [course for name, folder in zip(named, places, strict=True) for course in courses(name, folder)]
     files = {"html": html, "markdown": markdown, "json": json, "card": card}
     choice = {} if group is None else {"group" if group else "no-group": True}
-    command = command_line("report", *places, title=title, **choice, **files, data=data)
+    command = command_line("report", *places, title=title, **choice, **files, data=data,
+                           model=model if isinstance(model, str) else None)  # fmt: skip
     made = build(rows, title=title, runs=runs, group=group, command=command)
     for kind, path in files.items():
         if path is not None:
@@ -276,9 +279,11 @@ def report(
     return made
 
 
-def _row(folder: Path, data: Path | str | None) -> dict[str, Any]:
+def _row(folder: Path, data: Path | str | None, model: nn.Module | str | None) -> dict[str, Any]:
     there = folder / EVALUATION
-    row = read_small(there) if there.is_file() else evaluate(folder, data=None if data is None else str(data))
+    given: dict[str, Any] = {} if data is None else {"data": str(data)}
+    given |= {} if model is None or not isinstance(read_run(folder).model, Given) else {"model": model}
+    row = read_small(there) if there.is_file() else evaluate(folder, **given)
     if not isinstance(row, dict):
         raise IronrankError(f"{there} holds no evaluation: remove it, or evaluate {folder} again")
     return {"name": folder.name or folder.resolve().name, **row}

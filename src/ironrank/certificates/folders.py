@@ -74,6 +74,7 @@ def certify_folder(
             which=None if which == "best" else which,
             data=data,
             model=model if isinstance(model, str) else None,
+            device=None if device == "cpu" else device,
         ),
     }
     result = plain_json(result)

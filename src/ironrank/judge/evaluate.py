@@ -165,6 +165,7 @@ def evaluate_folder(
         "command": command_line(
             "evaluate", folder, norm=norm, eps=radii, steps=pgd.steps, restarts=pgd.restarts, n=len(images), seed=seed,
             which=None if which == "best" else which, data=data, model=named,
+            device=None if device == "cpu" else device, latency_runs=latency_runs,
         ),
     }  # fmt: skip
     if save:

@@ -114,6 +114,7 @@ def weakness_folder(
             which=None if which == "best" else which,
             data=data,
             model=named,
+            device=None if device == "cpu" else device,
         ),
     }
     result = plain_json(head | found)

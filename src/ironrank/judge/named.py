@@ -13,6 +13,7 @@ from ironrank.data import DATASETS, Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.judge.audit import audit
 from ironrank.judge.targets import open_target
+from ironrank.own import own
 from ironrank.shell import command_line
 
 
@@ -24,6 +25,7 @@ def audit_named(
     norm: str | None = None,
     eps: float | None = None,
     out: Path | str | None = None,
+    model: nn.Module | str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Audit what a command line names; what is left out is taken from the run, where there is one.
@@ -35,6 +37,7 @@ def audit_named(
         norm: ``Linf`` or ``L2``; by default that of the run's validation attack, or ``Linf``.
         eps: Radius, pixel units; by default that of the run's validation attack.
         out: Folder of the audit; by default the run folder, or NAME-audit.
+        model: The dense module of your own, or ``MODULE:FUNCTION``, where a run folder's model is ``given``.
         **options: Further arguments of `audit`.
 
     Returns:
@@ -43,7 +46,7 @@ def audit_named(
     Raises:
         IronrankError: If something is neither given nor known.
     """
-    target = open_target(what)
+    target = open_target(what, model=own(model))
     run = target.run
     if eps is None and run is None:
         raise IronrankError(f"audit of {what}: a radius is needed, such as --eps 8/255")
@@ -57,7 +60,8 @@ def audit_named(
     command = command_line(
         "audit", what, dataset=chosen.name, data=data, norm=norm or "Linf", eps=eps,
         **{options.get("level") or "quick": True}, n=options.get("n"), seed=options.get("seed") or 0,
-        twin=None if isinstance(twin, nn.Module) else twin, out=out,
+        twin=None if isinstance(twin, nn.Module) else twin, model=model if isinstance(model, str) else None, out=out,
+        device=None if (device := options.get("device")) in (None, "cpu") else device,
     )  # fmt: skip
     return audit(target, chosen, norm=norm or "Linf", eps=eps, out=folder, command=command, **options)
 

@@ -28,7 +28,11 @@ from ironrank.training.run import Run, read_run
 _CHAIN = 8  # earlier stages that are looked through for a dense net
 
 
-def open_target(what: Target | nn.Module | Path | str, twin: nn.Module | Path | str | None = None) -> Target:
+def open_target(
+    what: Target | nn.Module | Path | str,
+    twin: nn.Module | Path | str | None = None,
+    model: nn.Module | None = None,
+) -> Target:
     """Find out what is to be audited, and load it.
 
     Args:
@@ -36,13 +40,15 @@ def open_target(what: Target | nn.Module | Path | str, twin: nn.Module | Path | 
             which is imported.
         twin: The same kinds of things: a net of the same task, whose adversarial images are tried as well.
 
+        model: The dense module of your own, for a run folder whose model is ``given``.
+
     Returns:
         The target; modes are left as they are.
 
     Raises:
         IronrankError: If there is no such thing, or it is no net.
     """
-    target = what if isinstance(what, Target) else _open(what)
+    target = what if isinstance(what, Target) else _open(what, model)
     if twin is None:
         return target
     other = _open(twin)
@@ -51,12 +57,12 @@ def open_target(what: Target | nn.Module | Path | str, twin: nn.Module | Path | 
     return replace(target, sources={**target.sources, "twin": other.model})
 
 
-def _open(what: nn.Module | Path | str) -> Target:
+def _open(what: nn.Module | Path | str, model: nn.Module | None = None) -> Target:
     if isinstance(what, nn.Module):
         return of_module(what, type(what).__name__)
     path = Path(what)
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
-        return of_folder(path)
+        return of_folder(path, model)
     if path.suffix == ".onnx":
         return of_onnx(path)
     if not is_named(str(what)):
@@ -84,33 +90,36 @@ def of_module(model: nn.Module, name: str) -> Target:
     return Target(name, name, for_inference(model), forms, {"merged twin": merged})
 
 
-def of_folder(folder: Path) -> Target:
+def of_folder(folder: Path, model: nn.Module | None = None) -> Target:
     """Return the target of a run folder, or of one of its ``.safetensors`` files; its best weights are judged.
 
     Args:
         folder: The folder or file.
+        model: The dense module of your own, where the run's model is ``given``.
 
     Returns:
         The target, with the dense net that it started from among the sources, where the folder holds it.
     """
     run = read_run(folder) if (folder / "run.json").is_file() else None
     name = folder.resolve().name if folder.is_dir() else folder.stem
-    target = of_module(load_model(folder), name)
+    target = of_module(load_model(folder, model=model), name)
     dense = (
-        _dense_start(folder, run) if factored_layers(target.forms.get("as trained", target.model)) else None
+        _dense_start(folder, run, model)
+        if factored_layers(target.forms.get("as trained", target.model))
+        else None
     )
     sources = dict(target.sources) if dense is None else {**target.sources, "dense twin": dense}
     return replace(target, text=str(folder), sources=sources, run=run)
 
 
-def _dense_start(folder: Path, run: Run | None) -> nn.Module | None:
+def _dense_start(folder: Path, run: Run | None, model: nn.Module | None) -> nn.Module | None:
     """Return the nearest dense net among the earlier stages of a run, or None."""
     for _ in range(_CHAIN):
         inner, named = folder / "start", run.start if run else None
         folder = Path(named) if isinstance(named, str) and not inner.is_dir() else inner
         if not (folder / WHICH["best"]).is_file():
             return None
-        net = load_model(folder)
+        net = load_model(folder, model=model)
         if not factored_layers(net):
             return net
         run = read_run(folder) if (folder / "run.json").is_file() else None

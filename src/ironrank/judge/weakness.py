@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.attacks.base import evaluation_mode
-from ironrank.attacks.threat import NORMS, steepest
+from ironrank.attacks.threat import NORMS, check_radius, steepest
 from ironrank.attacks.universal import Universal, right_under, universal
 from ironrank.data import Dataset, Images, images_of
 from ironrank.data.seeds import mix
@@ -88,6 +88,7 @@ def weakness(
             f"weakness on {len(images)} images, norm={norm!r}, eps={eps}, directions={directions}: at least two "
             f"images, a norm of {', '.join(NORMS)}, eps above 0 and one direction are needed"
         )
+    check_radius(norm, eps)
     net = deploy(model).eval()
     perturbed, perturbation = _universal(net, images, eps, norm, steps, seed)
     with evaluation_mode(net), frozen(net):

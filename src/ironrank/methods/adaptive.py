@@ -25,7 +25,7 @@ import dataclasses
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -66,7 +66,6 @@ class Adaptive(LowRank):
         steps: Steps in which ranks adapt, before the ones at fixed rank; 0 for all.
     """
 
-    finds_ranks: ClassVar[bool] = True
     keep: float = setting(0.5, "largest rank, as a share of the full rank", gt=0, le=1)
     tolerance: float = setting(0.1, "share of a core's norm that truncation may drop", ge=0, lt=1)
     min_rank: int = setting(2, "smallest rank", ge=1)
@@ -117,6 +116,11 @@ class Adaptive(LowRank):
                 raise IronrankError(f"{self.label()}.budget={self.budget!r}: at its smallest ranks the net has "
                                     f"{size:,.0f} {self._budget.cost}; ask for less, or lower min_rank")  # fmt: skip
         return model
+
+    @property
+    def finds_ranks(self) -> bool:
+        """Whether ranks change during training: always."""
+        return True
 
     def plan(self, model: nn.Module, core: bool = True) -> Plan:
         """Choose layers and the ranks that training starts from: the largest ones.

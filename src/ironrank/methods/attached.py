@@ -42,18 +42,18 @@ class Attached:
 
     Raises:
         IronrankError: If the model has no such layer, the optimizer does not hold its factors, or a method is attached
-            to both already; before a step, if a gradient is not finite.
+            to them already; before a step, if a gradient of what the method moves is not finite.
     """
 
     def __init__(self, method: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.steps, self._forwards, self._warned = 0, 0, False
         self._method, self._model = method, model
-        self._fellows = _AT_WORK.setdefault(optimizer, [])
-        if any(fellow._model is model for fellow in self._fellows):
-            raise IronrankError(
-                "attach: a method is attached to this model and optimizer already; remove() it first"
-            )
+        self._skipped = False
         self._check(model, optimizer)
+        self._fellows, mine = _AT_WORK.setdefault(optimizer, []), set(map(id, self._moved()))
+        if any(id(p) in mine for fellow in self._fellows for p in fellow._moved()):
+            raise IronrankError("attach: a method is attached to these weights and this optimizer already: remove() it "
+                                "first, or make a new optimizer")  # fmt: skip
         self._before: dict[int, Tensor] = {}
         self._begin()
         self._fellows.append(self)
@@ -83,8 +83,8 @@ class Attached:
     def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         _check_cores(model, optimizer)
 
-    def _moved(self) -> list[nn.Parameter]:
-        # each entry of the gradient of a core has part in every one of U^T G V
+    def _moved(self) -> list[Any]:
+        # of the factors the cores alone: each entry of U^T G V has part of all of G
         return [core for _, layer in trained_cores(self._model) if (core := layer.S) is not None]
 
     def _begin(self) -> None:
@@ -105,14 +105,20 @@ class Attached:
             raise IronrankError(
                 "attach works with optimizer.step() without a closure: compute the gradients before it"
             )
+        # a fused optimizer under a GradScaler skips the step by itself where a gradient overflowed
+        self._skipped = bool(getattr(optimizer, "found_inf", None))
+        if self._skipped:
+            return
         sums = [p.grad.sum(dtype=torch.float32) for p in self._moved() if p.grad is not None]
-        if sums and not torch.stack(sums).isfinite().all():
+        if sums and not torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all():
             raise IronrankError("attach: a gradient is not finite; the step is not taken and the weights are as they "
                                 "were: lower the learning rate, or leave this batch out")  # fmt: skip
         with _one_line():
             self._ahead(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._skipped:
+            return
         with _one_line():
             self._behind()
         self.steps += 1
@@ -165,8 +171,8 @@ class AttachedADMM(Attached):
             if id(model.get_submodule(name).weight) not in held:
                 raise IronrankError(f"attach: the optimizer does not hold the weight of layer '{name}'")
 
-    def _moved(self) -> list[nn.Parameter]:
-        return []  # plain steps of dense weights, as without the method
+    def _moved(self) -> list[Any]:
+        return [self._model.get_submodule(name).weight for name in self._method.names(self._model)]
 
     def _begin(self) -> None:
         self.state = self._method.init(self._model)

@@ -45,13 +45,16 @@ class Method(Settings):
             of a dense one, which a comparison fine-tunes.
         gentle: Whether it only tunes what becomes of a trained net; a comparison then takes a tenth of the learning
             rate.
-        finds_ranks: Whether ranks change during training: what a plan shows are those at the start.
     """
 
     begins: ClassVar[str] = "random"
     ends: ClassVar[str] = "ready"
     gentle: ClassVar[bool] = False
-    finds_ranks: ClassVar[bool] = False
+
+    @property
+    def finds_ranks(self) -> bool:
+        """Whether ranks change during training: what a plan shows are then those at the start."""
+        return False
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Give layers the form that the method trains; at full rank the function stays the same.

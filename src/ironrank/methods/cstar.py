@@ -243,6 +243,11 @@ class CSTAR(ADMM):
             raise IronrankError("cstar: no layer is left to compress; set first or last to 'low-rank'")
         return chosen
 
+    @property
+    def finds_ranks(self) -> bool:
+        """Whether ranks change during training: at the first ``choose`` updates."""
+        return self.choose > 0
+
     def plan(self, model: nn.Module, weights: dict[str, Tensor] | None = None) -> Choice:
         """Choose forms and ranks of all layers within the budget: equation (2).
 

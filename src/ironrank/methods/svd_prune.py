@@ -80,7 +80,6 @@ class SVDPrune(Method):
     """
 
     name: ClassVar[str] = "svd-prune"
-    finds_ranks: ClassVar[bool] = True
     energy: float = setting(0.01, "share of the squared singular values that may be dropped", ge=0, lt=1)
     budget: str = setting("", "size of the whole net, such as params=8x, in place of energy")
     steps: int = setting(1000, "steps before singular values are dropped", ge=0)
@@ -99,6 +98,11 @@ class SVDPrune(Method):
         super().__post_init__()
         if self.budget and parse_budget(self.budget).cost != "params":
             raise IronrankError(f"svd-prune.budget={self.budget!r}: allowed is params, such as params=8x")
+
+    @property
+    def finds_ranks(self) -> bool:
+        """Whether ranks change during training: they are cut once, after ``steps``."""
+        return True
 
     def plan(self, model: nn.Module) -> Plan:
         """Say which layers get the form of their SVD, at full rank.

@@ -54,8 +54,15 @@ class Budget(NamedTuple):
 
         Returns:
             The limit, in the unit of the cost.
+
+        Raises:
+            IronrankError: If the model costs less already; but not for a measured time, which varies.
         """
-        return self.amount * before if self.relative else self.amount
+        limit = self.amount * before if self.relative else self.amount
+        if limit > before and self.cost != "latency":
+            already = shown(self.cost, before)
+            raise IronrankError(f"budget={self.text!r}: the net costs only {already} as it is: ask for less")
+        return limit
 
 
 def parse_budget(text: str) -> Budget:
@@ -71,7 +78,7 @@ def parse_budget(text: str) -> Budget:
         IronrankError: If the cost or the unit is unknown, or the amount is not above zero, or above what there is.
 
     Example:
-        >>> parse_budget("params=8x").limit(800), parse_budget("bytes=2MB").limit(0)
+        >>> parse_budget("params=8x").limit(800), parse_budget("bytes=2MB").limit(5e6)
         (100.0, 2000000.0)
     """
     cost, equals, amount = (part.strip() for part in text.partition("="))

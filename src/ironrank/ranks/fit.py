@@ -128,12 +128,9 @@ def within_budget(menus: tuple[Menu, ...], budget: Budget, before: float, fixed:
         The choice.
 
     Raises:
-        IronrankError: If the net cannot become that small, or is smaller as it is.
+        IronrankError: If the net cannot become that small, or costs less already.
     """
     limit = budget.limit(before)
-    if limit > before:
-        raise IronrankError(f"{budget.text}: the net costs only {shown(budget.cost, before)} as it is: ask for less, "
-                            "or leave it as it is")  # fmt: skip
     least = fixed + sum(menu.options[0].cost for menu in menus)
     if least > limit:
         smallest = f"{before / least:.3g}x ({shown(budget.cost, least)} of {shown(budget.cost, before)})"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ironrank.config import build_run
 from ironrank.errors import IronrankError
+from ironrank.models import Given
 from ironrank.recipes import RECIPES
 from ironrank.settings import encode
 from ironrank.training import Run
@@ -21,13 +22,13 @@ def command_of(run: Run) -> str | None:
 
     Returns:
         ``ironrank train`` with the overrides that make this very run of its recipe; None where none do, as for a run
-        put together in Python.
+        put together in Python or of a module of somebody's own.
 
     Example:
         >>> command_of(build_run("condlr/lenet5-mnist", ["method.tau=0.5", "seed=3"]))
         'ironrank train condlr/lenet5-mnist --set method.tau=0.5 --set seed=3'
     """
-    if run.recipe not in RECIPES:
+    if run.recipe not in RECIPES or isinstance(run.model, Given):
         return None
     changes: list[str] = []
     try:

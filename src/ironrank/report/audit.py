@@ -127,7 +127,7 @@ def read(where: str, value: object) -> Audit | None:
         checks=checks,
         flags=fields.words(f"{where}: flags", raw.get("flags")),
         universal=fields.facts(raw.get("universal")),
-        command=fields.word(raw.get("command"), ""),
+        command=fields.command(raw.get("command")),
         hardware=_machine(raw.get("hardware")),
     )  # fmt: skip
 

@@ -84,7 +84,7 @@ def read(where: str, value: object) -> Certificate | None:
         smoothing=None if smoothing is None else fields.facts(kept),
         smoothed=_smoothed(f"{where}: smoothing", smoothing or {}, raw.get("radii")),
         rounding=fields.facts(raw.get("rounding")),
-        command=fields.word(raw.get("command"), ""),
+        command=fields.command(raw.get("command")),
     )  # fmt: skip
 
 

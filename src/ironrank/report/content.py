@@ -211,7 +211,7 @@ def data(content: Content) -> dict[str, Any]:
 
 def _commands(net: Row) -> list[str]:
     sources = (net.audit, net.certificate, net.weakness)
-    found = [fields.word(net.raw.get(key), "") for key in ("trained_by", "command")]
+    found = [fields.command(net.raw.get(key)) for key in ("trained_by", "command")]
     return list(filter(None, [*found, *(source.command for source in sources if source)]))
 
 
@@ -262,4 +262,4 @@ def content_of(
 ) -> Content:
     """Return the content of a report."""
     rows = group.grouped(nets, grouped)
-    return Content(title_of(title), rows, tuple(nets), tuple(runs), fields.word(command, ""))
+    return Content(title_of(title), rows, tuple(nets), tuple(runs), fields.command(command))

@@ -9,6 +9,7 @@ from ironrank.errors import IronrankError
 from ironrank.report import text
 
 LONGEST = 2000  # characters of one text
+LONGEST_COMMAND = 20_000  # a report's names every folder
 MOST = 10_000  # entries of one list
 
 
@@ -76,6 +77,11 @@ def word(value: object, missing: str = text.DASH) -> str:
     """Return a text on one line, cut to a length that a page can carry; ``missing`` for null and empty."""
     line = " ".join(text.clean(value).split()) if value is not None else ""
     return (line if len(line) <= LONGEST else f"{line[:LONGEST]} ...") or missing
+
+
+def command(value: object) -> str:
+    """Return a command as it was recorded: quoted paths keep their spaces; empty for null."""
+    return " ".join(text.clean(value).splitlines()).strip()[:LONGEST_COMMAND] if value is not None else ""
 
 
 def words(where: str, value: object) -> tuple[str, ...]:

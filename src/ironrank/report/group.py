@@ -116,7 +116,8 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 def _name(rows: Sequence[Row]) -> str:
     names = [row.name for row in rows]
-    bare = {_SEED.sub("", re.sub(r" \(\d+\)$", "", name)) for name in names}
+    bare = {"/".join(filter(None, (_SEED.sub("", part) for part in re.sub(r" \(\d+\)$", "", name).split("/"))))
+            for name in names}  # fmt: skip
     stem = bare.pop() if len(bare) == 1 else ""
     method = rows[0].text("method")
     return f"{stem or (method if method != text.DASH else names[0])}, {len(rows)} seeds"

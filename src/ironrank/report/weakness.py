@@ -87,7 +87,7 @@ def read(where: str, value: object) -> Weakness | None:
         tables.insert(0, Table("In short", (Column("what", words=True), Column("value")), body[:LINES]))
     pictures = fields.dicts(f"{where}: pictures", raw.get("pictures") or [])[:MOST]
     return Weakness(
-        tuple(tables), tuple(_picture(where, item) for item in pictures), fields.word(raw.get("command"), "")
+        tuple(tables), tuple(_picture(where, item) for item in pictures), fields.command(raw.get("command"))
     )
 
 

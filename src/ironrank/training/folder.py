@@ -17,7 +17,7 @@ RUN_FOLDERS = ("start", "teacher")  # settings that name another run's folder
 
 
 def check_folder(out: Path, run: Run, resume: bool) -> None:
-    """Refuse a folder that is a file, holds a run that shall not go on, or holds another run.
+    """Refuse a folder that is a file, holds a run that shall not go on, another run, or a comparison.
 
     Args:
         out: The folder.
