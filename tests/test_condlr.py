@@ -16,7 +16,7 @@ from cases import Fit, small_batch, small_net
 from ironrank.errors import IronrankError
 from ironrank.layers import FactoredLinear
 from ironrank.linalg import USV, condition_number, orthonormality_error
-from ironrank.methods import UV, CondLR
+from ironrank.methods import METHODS, UV, CondLR
 from ironrank.methods.condlr import NO_BOUND
 from ironrank.methods.tangent import corrected, make_tangent
 from ironrank.optim import SGD, AdamW
@@ -408,6 +408,31 @@ def test_attached_refuses_a_gradient_that_is_not_finite_before_the_step():
             fit.built.step()
         assert all(torch.equal(tensor, before[name]) for name, tensor in fit.model.state_dict().items())
         own_loop(fit, 1)
+
+
+def test_a_fused_optimizer_under_a_scaler_skips_a_step_that_overflowed():
+    net, (x, y) = factorize(small_net(), 0.5), small_batch()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
+    with CondLR(tau=0.2).attach(net, optimizer) as attachment:
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        for found in (1.0, 0.0):  # what torch.amp.GradScaler sets for one step
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(found)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x * (float("inf") if found else 1.0)), y).backward()
+            optimizer.step()
+            assert attachment.steps == (0 if found else 1)
+            same = all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+            assert same == bool(found)
+        assert CondLR().watch(net, {})["max_cond"] <= 1.2 + 1e-5
+
+
+def test_methods_that_move_different_weights_may_share_an_optimizer():
+    net = factorize(small_net(), 0.5, exclude=["0"])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    CondLR().attach(net, optimizer)
+    METHODS["cayley"]().attach(net, optimizer)
+    with pytest.raises(IronrankError, match="to these weights and this optimizer already"):
+        METHODS["cayley"]().attach(net, optimizer)
 
 
 def test_attached_refuses_a_closure():

@@ -16,7 +16,7 @@ from ironrank.data import DataSpec
 from ironrank.errors import IronrankError
 from ironrank.layers import factored_kind, full_rank, parts
 from ironrank.linalg import hooi, hosvd, truncated_svd
-from ironrank.methods import CondLR
+from ironrank.methods import METHODS, CondLR
 from ironrank.models import VGG16, LeNet5, ResNet18
 from ironrank.objectives import Clean
 from ironrank.ranks import (
@@ -574,7 +574,23 @@ def test_weights_that_are_not_finite_are_refused():
     ("latency=0.5s", 500), ("latency=800us", 0.8), ("params=1e3", 1000), ("params=.5K", 500), ("bytes=1x", 800),
 ])  # fmt: skip
 def test_budgets(text, limit):
-    assert parse_budget(text).limit(800) == pytest.approx(limit)
+    budget = parse_budget(text)
+    assert budget.limit(800 if budget.relative else 1e9) == pytest.approx(limit)
+
+
+def test_a_budget_above_the_cost_is_refused_but_for_measured_times():
+    for text in ("params=801", "macs=1K", "bytes=1KB"):
+        with pytest.raises(IronrankError, match=f"^budget='{text}': the net costs only 800(| B) as it is"):
+            parse_budget(text).limit(800)
+    assert parse_budget("latency=3ms").limit(2.9) == 3 and parse_budget("params=800").limit(800) == 800
+
+
+@pytest.mark.parametrize("method", ["svd", "uv", "condlr", "cstar", "dlrt", "robust-dlrt", "svd-prune", "magnitude"])
+def test_every_method_refuses_a_budget_above_the_net_before_training(method):
+    net, shape = LeNet5(width=0.4).build(GRAY), {"input_shape": (1, 28, 28)} if method == "magnitude" else {}
+    made = METHODS[method](budget="params=9M", **shape)
+    with pytest.raises(IronrankError, match="the net costs only"):
+        made.init(made.prepare(net))
 
 
 @pytest.mark.parametrize("text, words", [

@@ -82,6 +82,14 @@ def test_names_may_say_nothing_of_the_seed():
     assert build(nets, title="t").content.rows[0].name == "condlr, 3 seeds"
 
 
+@pytest.mark.parametrize(("folders", "name"), [
+    (("seed0/small", "seed1/small", "seed2/small"), "small"), (("a/s0", "a/s1", "a/s2"), "a"),
+])  # fmt: skip
+def test_names_with_folders_leave_the_seed_out(folders, name):
+    nets = [row | {"name": folder} for row, folder in zip(three(), folders, strict=True)]
+    assert build(nets, title="t").content.rows[0].name == f"{name}, 3 seeds"
+
+
 def test_one_seed_that_is_not_proven_refuses_the_group():
     nets = [row | {"audit": audited(0.4 + 0.01 * i)} for i, row in enumerate(three())]
     (group,) = build(nets, title="t").content.rows
