@@ -585,7 +585,9 @@ def test_a_budget_above_the_cost_is_refused_but_for_measured_times():
     assert parse_budget("latency=3ms").limit(2.9) == 3 and parse_budget("params=800").limit(800) == 800
 
 
-@pytest.mark.parametrize("method", ["svd", "uv", "condlr", "cstar", "dlrt", "robust-dlrt", "svd-prune", "magnitude"])
+@pytest.mark.parametrize(
+    "method", ["svd", "uv", "condlr", "cstar", "dlrt", "robust-dlrt", "svd-prune", "magnitude"]
+)
 def test_every_method_refuses_a_budget_above_the_net_before_training(method):
     net, shape = LeNet5(width=0.4).build(GRAY), {"input_shape": (1, 28, 28)} if method == "magnitude" else {}
     made = METHODS[method](budget="params=9M", **shape)
