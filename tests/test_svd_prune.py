@@ -149,6 +149,18 @@ def test_moments_of_what_is_decomposed_again_begin_anew(optimizer):
         assert held and all(v.shape == p.shape for v in held)
 
 
+def test_after_the_cut_steps_are_a_share_of_the_learning_rate():
+    fit = Fit(SVDPrune(budget="params=2x", steps=2, rate=0.25), SGD(lr=0.1, momentum=0, weight_decay=0))
+    for t in range(4):
+        before = [parameter.detach().clone() for parameter in fit.model.parameters()]
+        fit.step()
+        if t != 2:  # then the factors change their shapes
+            for old, new in zip(before, fit.model.parameters(), strict=True):
+                rate = 0.1 if t < 2 else 0.025
+                assert torch.allclose(new, old - rate * new.grad, atol=1e-7)
+        assert {group["lr"] for group in fit.built.param_groups} == {0.1}
+
+
 def test_an_average_of_weights_is_judged_in_the_form_of_an_svd(mnist, tmp_path):
     run = tiny_run(mnist, method=SVDPrune(budget="params=2x", steps=5), average=0.9, epochs=2)
     net = load_model(train(run, tmp_path / "run"), "last")

@@ -22,12 +22,13 @@ those that go by its name in other people's code; the paper's own text was not a
     (3)  the optimizer moves U, V and the diagonal of S; off it, gradients are dropped
     (4)  after ``steps`` steps: U, s, V <- the SVD of ``U diag(s) V^T``
     (5)  the smallest s of each layer are dropped whose squares add up to at most e |s|^2
-    (6)  training goes on with lambda_s = 0
+    (6)  training goes on with lambda_s = 0, at ``rate`` times the learning rate
 
 (4) is ours: the penalty over r^2 is weak where r is large, and without (4) what is dropped are not singular values of
 the net. Under a budget, the ranks in (5) are those of all layers together that drop least (`ironrank.ranks.fit`). One
 share for all layers was tried there: the spectra of full-rank training are so flat that it is one share of the rank,
-and the first and the last layer starve.
+and the first and the last layer starve. (6): the bases of (4) are orthonormal, those before it were longer, so all of
+the scale is in s then, and a step of U moves the weight by s^2 times its gradient: at the full rate training diverged.
 
 When not to use it: where memory is short while training (full rank takes twice the dense weights, or more); to bound
 the condition number, which sparse singular values rather raise.
@@ -49,6 +50,7 @@ from ironrank.linalg.precision import full_precision
 from ironrank.linalg.svd import checked_svd
 from ironrank.methods.base import Backward, Method, State
 from ironrank.methods.lowrank import apply_some
+from ironrank.optim import slowed
 from ironrank.ranks import fit, parse_budget
 from ironrank.ranks.cost import count_params
 from ironrank.settings import setting
@@ -67,6 +69,7 @@ class SVDPrune(Method):
         steps: Steps before singular values are dropped.
         orthogonality: Weight of the penalty on the bases.
         sparsity: Weight of the penalty on the singular values.
+        rate: Factor on the learning rate of all weights after singular values are dropped.
         penalty_of: "hoyer" or "l1".
         form: "channel" or "spatial".
         exclude: Name patterns of layers to leave dense.
@@ -85,6 +88,7 @@ class SVDPrune(Method):
     steps: int = setting(1000, "steps before singular values are dropped", ge=0)
     orthogonality: float = setting(1.0, "weight of the penalty on the bases", ge=0)
     sparsity: float = setting(0.01, "weight of the penalty on the singular values", ge=0)
+    rate: float = setting(0.1, "factor on the learning rate after values are dropped", gt=0, le=1)
     penalty_of: str = setting("hoyer", "penalty on the singular values", choices=PENALTIES)
     form: str = setting("channel", "low-rank form of convolutions", choices=("channel", "spatial"))
     exclude: tuple[str, ...] = setting((), "name patterns of layers to leave dense")
@@ -203,7 +207,8 @@ class SVDPrune(Method):
         for _, layer in trained_cores(model):
             if layer.S.grad is not None:
                 layer.S.grad = layer.S.grad.diagonal().diag()  # (3)
-        optimizer.step()
+        with slowed(optimizer, self.rate if state["pruned"] else 1.0):
+            optimizer.step()
         return loss
 
     def finish(self, model: nn.Module, state: State) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from ironrank.optim.clipping import clip_gradients, clip_steps
 from ironrank.optim.muon import Muon
-from ironrank.optim.optimizers import SGD, AdamW, Optimizer, set_lr
+from ironrank.optim.optimizers import SGD, AdamW, Optimizer, set_lr, slowed
 from ironrank.optim.schedules import Constant, Cosine, OneCycle, Schedule, Steps
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {o.name: o for o in (SGD, AdamW, Muon)}
@@ -18,6 +18,7 @@ __all__ = [
     "clip_gradients",
     "clip_steps",
     "set_lr",
+    "slowed",
     "Schedule",
     "Constant",
     "Steps",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,3 +102,24 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = factor * group["initial_lr"]
+
+
+@contextmanager
+def slowed(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """Let an optimizer take a step at a share of its learning rates, which are as before afterwards.
+
+    Args:
+        optimizer: Any.
+        factor: The share.
+
+    Yields:
+        Nothing.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["lr"]
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
