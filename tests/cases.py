@@ -324,7 +324,10 @@ METHOD_CASES: dict[str, MethodCase] = {
         ADMMFilters(budget="params=1x"), ADMMFilters(budget="params=2x", rho=0.1, every=2), holds_filters
     ),
     "svd-prune": MethodCase(
-        SVDPrune(energy=0.0, sparsity=0.0), SVDPrune(budget="params=2x", steps=4), holds_spectrum, turns=True
+        SVDPrune(energy=0.0, sparsity=0.0),
+        SVDPrune(budget="params=2x", steps=4, rate=1.0),
+        holds_spectrum,
+        turns=True,
     ),
     "scores": MethodCase(
         Scores(budget="params=1x", steps=2), Scores(budget="params=1.5x", steps=3), holds_filters

@@ -347,11 +347,16 @@ def test_weights_that_are_not_finite_are_named_in_one_line():
     fit = Fit(CSTAR(budget="params=2x", every=1, choose=0, **FREE), SGD(lr=0.1), begun=False)
     fit.method.attach(fit.model, fit.built)
     F.cross_entropy(fit.model(fit.x), fit.y).backward()
-    for p in fit.model.parameters():
-        p.grad.fill_(torch.nan)
-    with pytest.raises(IronrankError, match="attach: weights or gradients are not finite") as error:
-        fit.built.step()
-    assert "\n" not in str(error.value)
+    for what, words in (
+        ("grad", "a gradient is not finite; the step is not taken"),
+        ("data", "weights or gradients"),
+    ):
+        for p in fit.model.parameters():
+            p.grad.zero_()
+            getattr(p, what).fill_(torch.nan)
+        with pytest.raises(IronrankError, match=f"attach: {words}") as error:
+            fit.built.step()
+        assert "\n" not in str(error.value)
 
 
 def test_attached_refuses_what_it_cannot_serve():

@@ -206,7 +206,7 @@ def stopped_and_resumed(run, folder: Path) -> tuple[Path, Path]:
 def test_stop_and_resume_equals_straight_through_to_the_bit(name, optimizer, mnist, tmp_path):
     run = tiny_run(mnist, method=METHOD_CASES[name].low, optimizer=optimizer, epochs=3)
     straight, stopped = stopped_and_resumed(run, tmp_path)
-    assert len(metrics(straight)) == 3 + 12 // 2
+    assert len([line for line in metrics(straight) if "event" not in line]) == 3 + 12 // 2
     assert_same_run(straight, stopped)
     METHOD_CASES[name].holds(load_model(straight), METHOD_CASES[name].low)
 
