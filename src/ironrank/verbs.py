@@ -258,9 +258,8 @@ def report(
         IronrankError: If a folder is named twice, holds no run, or a file in it is damaged.
     """
     places = [Path(folder) for folder in folders]
-    if twice := [
-        place for place in places if sum(place.resolve() == other.resolve() for other in places) > 1
-    ]:
+    there = [place.resolve() for place in places]
+    if twice := [str(place) for place, path in zip(places, there, strict=True) if there.count(path) > 1]:
         raise IronrankError(f"report of {twice[0]}: the folder is named more than once; name it once")
     rows = [gather(folder, _row(folder, data, model), data) for folder in places]
     rows = [row | {"trained_by": _trained_by(folder)} for row, folder in zip(rows, places, strict=True)]
@@ -270,8 +269,7 @@ def report(
     runs = [course for name, folder in zip(named, places, strict=True) for course in courses(name, folder)]
     files = {"html": html, "markdown": markdown, "json": json, "card": card}
     choice = {} if group is None else {"group" if group else "no-group": True}
-    command = command_line("report", *places, title=title, **choice, **files, data=data,
-                           model=model if isinstance(model, str) else None)  # fmt: skip
+    command = command_line("report", *places, title=title, **choice, **files, data=data, model=model)
     made = build(rows, title=title, runs=runs, group=group, command=command)
     for kind, path in files.items():
         if path is not None:
@@ -281,9 +279,11 @@ def report(
 
 def _row(folder: Path, data: Path | str | None, model: nn.Module | str | None) -> dict[str, Any]:
     there = folder / EVALUATION
-    given: dict[str, Any] = {} if data is None else {"data": str(data)}
-    given |= {} if model is None or not isinstance(read_run(folder).model, Given) else {"model": model}
-    row = read_small(there) if there.is_file() else evaluate(folder, **given)
+    if there.is_file():
+        row = read_small(there)
+    else:
+        given = model if model is not None and isinstance(read_run(folder).model, Given) else None
+        row = evaluate(folder, data=None if data is None else str(data), model=given)
     if not isinstance(row, dict):
         raise IronrankError(f"{there} holds no evaluation: remove it, or evaluate {folder} again")
     return {"name": folder.name or folder.resolve().name, **row}

@@ -39,7 +39,7 @@ from ironrank.certificates.convolution import Convolution
 from ironrank.certificates.trace import Watch
 from ironrank.certificates.values import Value
 from ironrank.certificates.walk import Walk
-from ironrank.data import Dataset, Images, images_of
+from ironrank.data import Data, Images, images_of
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches
 from ironrank.judge.interval import wilson
@@ -53,9 +53,7 @@ _DOUBLE = 1 + 1e-6  # the walk itself rounds in float64, 2e-9 of what float32 do
 
 
 @no_tf32()
-def certify(
-    model: nn.Module, images: Images | Dataset | tuple[Tensor, Tensor], radii: Sequence[float] = RADII
-) -> dict[str, Any]:
+def certify(model: nn.Module, images: Data, radii: Sequence[float] = RADII) -> dict[str, Any]:
     """Certify a net on images: for each a radius in L2 within which its class cannot change.
 
     Args:

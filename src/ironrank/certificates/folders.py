@@ -12,7 +12,7 @@ from ironrank.certificates.certify import RADII, certify
 from ironrank.certificates.smoothing import smooth
 from ironrank.files import plain_json, write_json
 from ironrank.judge.folders import opened
-from ironrank.shell import command_line
+from ironrank.shell import folder_command
 
 CERTIFICATE = "certificate.json"
 IMAGES = 1000  # certified by default: the first test images, in the published order
@@ -65,18 +65,10 @@ def certify_folder(
         "name": folder.resolve().name,
         "data": what,
         "which": which,
-        "command": command_line(
-            "certify",
-            folder,
-            n=len(images),
-            radii=radii,
-            **noise,
-            which=None if which == "best" else which,
-            data=data,
-            model=model if isinstance(model, str) else None,
-            device=None if device == "cpu" else device,
+        "command": folder_command(
+            "certify", folder, which=which, data=data, model=model, device=device, n=len(images), radii=radii, **noise
         ),
-    }
+    }  # fmt: skip
     result = plain_json(result)
     if save:
         write_json(folder / CERTIFICATE, result)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ironrank.attacks.base import evaluation_mode
 from ironrank.certificates.binomial import lower_limit
 from ironrank.certificates.certify import RADII, versions
-from ironrank.data import Dataset, Images, images_of
+from ironrank.data import Data, Images, images_of
 from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
 from ironrank.judge.interval import wilson
@@ -44,7 +44,7 @@ ABSTAINS = -1
 @torch.no_grad()
 def smooth(
     model: nn.Module,
-    images: Images | Dataset | tuple[Tensor, Tensor],
+    images: Data,
     sigma: float,
     radii: Sequence[float] = RADII,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ironrank.data.base import Dataset, DataSpec, Images, images_of
+from ironrank.data.base import Data, Dataset, DataSpec, Images, images_of
 from ironrank.data.imagenet import ImageNet
 from ironrank.data.photos import Photos
 from ironrank.data.seeds import mix
@@ -18,6 +18,7 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "DATASETS",
+    "Data",
     "DataSpec",
     "Dataset",
     "FashionMNIST",

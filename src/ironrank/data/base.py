@@ -208,7 +208,10 @@ class Dataset(Settings, ABC):
         return images
 
 
-def images_of(data: Images | Dataset | tuple[Tensor, Tensor]) -> Images:
+Data = Images | Dataset | tuple[Tensor, Tensor]  # what `images_of` takes
+
+
+def images_of(data: Data) -> Images:
     """Return what somebody calls images as images.
 
     Args:

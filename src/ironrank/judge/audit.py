@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor, nn
 
+from ironrank.data import Data
 from ironrank.errors import IronrankError
 from ironrank.files import plain_json
 from ironrank.judge.answer import answer_of, survivors_of
@@ -27,7 +28,6 @@ from ironrank.judge.check import Check, check_of
 from ironrank.judge.ensemble import Level
 from ironrank.judge.ledger import answered, finish, open_ledger
 from ironrank.judge.question import Asked, Question
-from ironrank.judge.samples import Data
 from ironrank.judge.sanity import sanity
 from ironrank.judge.slopes import saturated, slopes
 from ironrank.judge.tally import tally_of

@@ -24,7 +24,7 @@ from ironrank.attacks import FGSM, PGD
 from ironrank.attacks.base import Attack
 from ironrank.attacks.threat import check_radius
 from ironrank.bench.latency import latency
-from ironrank.data import Dataset, Images, images_of
+from ironrank.data import Data, Images, images_of
 from ironrank.files import plain_json, write_json
 from ironrank.judge.accuracy import accuracy, robust_accuracy
 from ironrank.judge.examples import write_examples
@@ -33,7 +33,7 @@ from ironrank.linalg import condition_number, orthonormality_error, singular_val
 from ironrank.own import own
 from ironrank.ranks.cost import count_macs, count_params, shapes_of
 from ironrank.settings import encode
-from ironrank.shell import command_line
+from ironrank.shell import folder_command
 from ironrank.surgery import deploy, weighted_layers
 from ironrank.training.run import Run, read_run
 
@@ -43,7 +43,7 @@ CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)  # multiples of eps
 
 def evaluate(
     model: nn.Module,
-    images: Images | Dataset | tuple[Tensor, Tensor],
+    images: Data,
     attacks: Sequence[Attack],
     *,
     curve: Sequence[Attack] = (),
@@ -137,11 +137,10 @@ def evaluate_folder(
     Returns:
         What `evaluate` returns, and ``name``, ``recipe``, ``method``, ``data``, ``objective``, ``which``, ``command``.
     """
-    folder, named = Path(folder), model if isinstance(model, str) else None
-    model = own(model)
+    folder, given = Path(folder), own(model)
     run = read_run(folder)
     dataset = run.data if data is None else dataclasses.replace(run.data, folder=data)
-    net = load_model(folder, which, copy.deepcopy(model)).to(device)
+    net = load_model(folder, which, given).to(device)
     images = dataset.load("test")
     images = (images if n == 0 else images.first(n or IMAGES)).to(device)
     norm, radii = norm or run.validate.norm, tuple(eps or (run.validate.eps,))
@@ -152,7 +151,7 @@ def evaluate_folder(
     attacks += [PGD(norm=norm, eps=radius, steps=steps, restarts=restarts) for radius in radii]
     curve = [PGD(norm=norm, eps=factor * max(radii), steps=steps) for factor in CURVE]
     result = evaluate(net, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs,
-                      dense=_architecture(run, model))  # fmt: skip
+                      dense=_architecture(run, given))  # fmt: skip
     result |= {
         "name": name or folder.resolve().name,
         "recipe": run.recipe,
@@ -162,10 +161,9 @@ def evaluate_folder(
         "epochs": run.epochs,
         "train_seed": run.seed,
         "which": which,
-        "command": command_line(
-            "evaluate", folder, norm=norm, eps=radii, steps=pgd.steps, restarts=pgd.restarts, n=len(images), seed=seed,
-            which=None if which == "best" else which, data=data, model=named,
-            device=None if device == "cpu" else device, latency_runs=latency_runs,
+        "command": folder_command(
+            "evaluate", folder, which=which, data=data, model=model, device=device, norm=norm, eps=radii,
+            steps=pgd.steps, restarts=pgd.restarts, n=len(images), seed=seed, latency_runs=latency_runs,
         ),
     }  # fmt: skip
     if save:

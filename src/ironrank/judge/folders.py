@@ -13,7 +13,7 @@ from ironrank.data import Images
 from ironrank.files import plain_json, write_json, write_tensors
 from ironrank.judge.weakness import weakness
 from ironrank.own import own
-from ironrank.shell import command_line
+from ironrank.shell import folder_command
 from ironrank.training.run import read_run
 from ironrank.training.start import handed_on
 
@@ -90,12 +90,11 @@ def weakness_folder(
         The plain values of `ironrank.judge.weakness.weakness`, and ``schema``, ``name``, ``before``, ``data``,
         ``which``, ``command``.
     """
-    folder, named = Path(folder), model if isinstance(model, str) else None
-    model = own(model)
-    net, images, what = opened(folder, n, which=which, data=data, device=device, model=model)
+    folder, given = Path(folder), own(model)
+    net, images, what = opened(folder, n, which=which, data=data, device=device, model=given)
     start = folder / "start"
     before = start if before is None and (start / "run.json").is_file() else before
-    earlier = None if before is None else load_model(handed_on(Path(before)), model=model).to(device)
+    earlier = None if before is None else load_model(handed_on(Path(before)), model=given).to(device)
     found, arrays = weakness(net, images, before=earlier, **options)
     head = {
         "schema": 1,
@@ -103,20 +102,11 @@ def weakness_folder(
         "before": None if before is None else str(before),
         "data": what,
         "which": which,
-        "command": command_line(
-            "weakness",
-            folder,
-            n=len(images),
-            seed=found["seed"],
-            norm=options.get("norm"),
-            eps=options.get("eps"),
-            before=None if before == start else before,
-            which=None if which == "best" else which,
-            data=data,
-            model=named,
-            device=None if device == "cpu" else device,
+        "command": folder_command(
+            "weakness", folder, which=which, data=data, model=model, device=device, n=len(images), seed=found["seed"],
+            norm=options.get("norm"), eps=options.get("eps"), before=None if before == start else before,
         ),
-    }
+    }  # fmt: skip
     result = plain_json(head | found)
     if save:
         write_json(folder / WEAKNESS, result)

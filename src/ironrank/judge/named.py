@@ -56,11 +56,10 @@ def audit_named(
     assert eps is not None
     check_radius(norm or "Linf", eps)
     folder = Path(out) if out else Path(what) if Path(what).is_dir() else Path(f"{target.name}-audit")
-    twin = options.get("twin")
     command = command_line(
         "audit", what, dataset=chosen.name, data=data, norm=norm or "Linf", eps=eps,
         **{options.get("level") or "quick": True}, n=options.get("n"), seed=options.get("seed") or 0,
-        twin=None if isinstance(twin, nn.Module) else twin, model=model if isinstance(model, str) else None, out=out,
+        twin=options.get("twin"), model=model, out=out,
         device=None if (device := options.get("device")) in (None, "cpu") else device,
     )  # fmt: skip
     return audit(target, chosen, norm=norm or "Linf", eps=eps, out=folder, command=command, **options)

@@ -11,13 +11,13 @@ from torch import nn
 
 from ironrank import __version__
 from ironrank.attacks.threat import NORMS
-from ironrank.data import DATASETS, Dataset
+from ironrank.data import DATASETS, Data, Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.judge.blocks import Work
 from ironrank.judge.ensemble import LEVELS, Level, trials_of
 from ironrank.judge.guests import check_autoattack
 from ironrank.judge.ledger import Ledger
-from ironrank.judge.samples import Data, Samples, blocks_of, samples_of
+from ironrank.judge.samples import Samples, blocks_of, samples_of
 from ironrank.judge.subject import Subject, subject_of
 from ironrank.judge.target import Target
 from ironrank.judge.targets import open_target

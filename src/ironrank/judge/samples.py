@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from ironrank.attacks.base import check_batch
-from ironrank.data import Dataset, Images
+from ironrank.data import Data, Dataset, Images
 from ironrank.errors import IronrankError
-
-Data = Images | Dataset | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)

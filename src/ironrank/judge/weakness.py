@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ironrank.attacks.base import evaluation_mode
 from ironrank.attacks.threat import NORMS, check_radius, steepest
 from ironrank.attacks.universal import Universal, right_under, universal
-from ironrank.data import Dataset, Images, images_of
+from ironrank.data import Data, Images, images_of
 from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches
@@ -49,7 +49,7 @@ Arrays = dict[str, Tensor]
 @no_tf32()
 def weakness(
     model: nn.Module,
-    images: Images | Dataset | tuple[Tensor, Tensor],
+    images: Data,
     *,
     before: nn.Module | None = None,
     eps: float = 8 / 255,

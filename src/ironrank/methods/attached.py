@@ -50,8 +50,9 @@ class Attached:
         self._method, self._model = method, model
         self._skipped = False
         self._check(model, optimizer)
-        self._fellows, mine = _AT_WORK.setdefault(optimizer, []), set(map(id, self._moved()))
-        if any(id(p) in mine for fellow in self._fellows for p in fellow._moved()):
+        self._moved = self._find_moved()  # parameters stay the same objects while a method is at work
+        self._fellows, mine = _AT_WORK.setdefault(optimizer, []), set(map(id, self._moved))
+        if any(id(p) in mine for fellow in self._fellows for p in fellow._moved):
             raise IronrankError("attach: a method is attached to these weights and this optimizer already: remove() it "
                                 "first, or make a new optimizer")  # fmt: skip
         self._before: dict[int, Tensor] = {}
@@ -83,7 +84,7 @@ class Attached:
     def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         _check_cores(model, optimizer)
 
-    def _moved(self) -> list[Any]:
+    def _find_moved(self) -> list[Any]:
         # of the factors the cores alone: each entry of U^T G V has part of all of G
         return [core for _, layer in trained_cores(self._model) if (core := layer.S) is not None]
 
@@ -109,7 +110,7 @@ class Attached:
         self._skipped = bool(getattr(optimizer, "found_inf", None))
         if self._skipped:
             return
-        sums = [p.grad.sum(dtype=torch.float32) for p in self._moved() if p.grad is not None]
+        sums = [p.grad.sum(dtype=torch.float32) for p in self._moved if p.grad is not None]
         if sums and not torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all():
             raise IronrankError("attach: a gradient is not finite; the step is not taken and the weights are as they "
                                 "were: lower the learning rate, or leave this batch out")  # fmt: skip
@@ -171,7 +172,7 @@ class AttachedADMM(Attached):
             if id(model.get_submodule(name).weight) not in held:
                 raise IronrankError(f"attach: the optimizer does not hold the weight of layer '{name}'")
 
-    def _moved(self) -> list[Any]:
+    def _find_moved(self) -> list[Any]:
         return [self._model.get_submodule(name).weight for name in self._method.names(self._model)]
 
     def _begin(self) -> None:

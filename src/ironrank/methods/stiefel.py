@@ -186,7 +186,7 @@ class AttachedStiefel(Attached):
             if id(layer.weight) not in held:
                 raise IronrankError(f"attach: the optimizer does not hold the weight of layer '{name}'")
 
-    def _moved(self) -> list[Any]:
+    def _find_moved(self) -> list[Any]:
         return [layer.weight for _, layer in self._method.layers(self._model)]
 
     def _begin(self) -> None:
