@@ -71,7 +71,7 @@ def run_all(
         return
     for path in (options.out / name / JUDGED for name, _ in cells):
         found = read_json(path) if path.is_file() else {}
-        for key in ("n", "steps"):
+        for key in ("n", "steps", "restarts"):
             if found.get(key, asked := getattr(options, key, None)) != asked:
                 raise IronrankError(f"{path} was judged with --{key} {found[key]}: take that, or delete it")
     side_by_side([sys.executable, *sys.argv, "--worker"], options.jobs)
