@@ -327,6 +327,17 @@ def test_conditioning_is_compared_with_the_same_net_without_its_bound(mnist):
     assert "condlr instead of two free factors (uv) changes the accuracy under attack by +30.0 points" in text
 
 
+def test_nets_are_sorted_by_what_is_shown_against_a_rival_and_the_many_alike_are_counted(mnist):
+    asked = question(tiny_run(mnist), "uv,condlr,svd", (50,))
+    level = {name: (0.9, [0.5, 0.5]) for name in ("dense", "narrow", *"abcdef")}
+    few = " ".join(findings(asked, groups_of(**level, uv=(0.9, [0.8, 0.8]), svd=(0.9, [0.2, 0.2]))))
+    assert "against the dense net, clean training: higher: uv at 50 %; lower: svd at 50 %; " in few
+    assert "no difference shown: the other 7." in few
+    assert "same budget, clean training: higher: uv at 50 %; lower: svd at 50 %; no difference shown: a at" in few
+    alike = " ".join(findings(asked, groups_of(**level)))
+    assert "against the dense net, clean training: no difference shown: all 7." in alike
+
+
 def test_the_curve_ends_where_every_image_can_be_grey(mnist):
     images = Images(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.tensor([0]))
     small, large = (Protocol(norm, eps, 8, 2, 1) for norm, eps in (("L2", 0.1), ("Linf", 0.1)))

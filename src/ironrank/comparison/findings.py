@@ -16,6 +16,7 @@ from ironrank.report import text
 
 FLOOR = 0.01  # accuracies below this leave nothing to compare
 LEARNT = 1.5  # times chance: below that a net has learnt nothing
+MANY = 6  # more nets that are alike are counted, not named
 WORDS = {"higher": "it helps", "lower": "it costs", "no difference shown": "no difference shown"}
 UNDER = {CLEAN: "Under clean training", ADVERSARIAL: "On top of adversarial training"}
 Found = Mapping[Kind, Group]
@@ -169,18 +170,35 @@ def _best(question: Question, found: Found, training: str) -> list[str]:
 
 def _against(question: Question, found: Found, training: str, rival: str, words: str) -> list[str]:
     """Sort the nets of one training by what is shown about them and a rival."""
-    sorted_: dict[str, list[str]] = {"higher": [], "no difference shown": [], "lower": []}
+    sorted_: dict[str, list[tuple[str, float | None]]] = {"higher": [], "lower": [], "no difference shown": []}
     for (t, net, budget), group in found.items():
         if t != training or net in (DENSE, rival):
             continue
         other = found.get((training, rival, None if rival == DENSE else budget))
         pair = compared(group, other)
         if pair is not None:
-            sorted_[pair.verdict].append(net if budget is None else f"{net} {budget:g} %")
-    if not any(sorted_.values()):
+            sorted_[pair.verdict].append((net, budget))
+    said = {verdict: _names(nets) for verdict, nets in sorted_.items() if nets}
+    if not said:
         return []
-    parts = [f"{verdict}: {', '.join(nets)}" for verdict, nets in sorted_.items() if nets]
-    return [f"Accuracy under attack against the {words}, {training} training: {'; '.join(parts)}."]
+    alike = len(sorted_["no difference shown"])
+    if alike > MANY:
+        said["no difference shown"] = f"the other {alike}" if len(said) > 1 else f"all {alike}"
+    parts = "; ".join(f"{verdict}: {nets}" for verdict, nets in said.items())
+    return [f"Accuracy under attack against the {words}, {training} training: {parts}."]
+
+
+def _names(nets: Iterable[tuple[str, float | None]]) -> str:
+    """Name nets of several budgets.
+
+    Example:
+        >>> _names([("svd", 50.0), ("svd", 90.0), ("cayley", None)])
+        'svd at 50 and 90 %, cayley'
+    """
+    budgets: dict[str, list[str]] = {}
+    for net, budget in nets:
+        budgets.setdefault(net, []).extend([] if budget is None else [f"{budget:g}"])
+    return ", ".join(f"{net} at {' and '.join(of)} %" if of else net for net, of in budgets.items())
 
 
 def _caution(found: Found) -> list[str]:
