@@ -333,7 +333,10 @@ def test_nets_are_sorted_by_what_is_shown_against_a_rival_and_the_many_alike_are
     few = " ".join(findings(asked, groups_of(**level, uv=(0.9, [0.8, 0.8]), svd=(0.9, [0.2, 0.2]))))
     assert "against the dense net, clean training: higher: uv at 50 %; lower: svd at 50 %; " in few
     assert "no difference shown: the other 7." in few
-    assert "same budget, clean training: higher: uv at 50 %; lower: svd at 50 %; no difference shown: a at" in few
+    assert (
+        "same budget, clean training: higher: uv at 50 %; lower: svd at 50 %; no difference shown: a at"
+        in few
+    )
     alike = " ".join(findings(asked, groups_of(**level)))
     assert "against the dense net, clean training: no difference shown: all 7." in alike
 

@@ -101,6 +101,8 @@ def _scatter(axes: Axes, rows: Sequence[Row], kind: str, places: Mapping[str, in
     axes.set_title("accuracy under attack, %")
     axes.set_xlabel(COSTS[kind][1])
     axes.margins(y=0.12)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(100.0, high))
     axes.yaxis.set_major_locator(MaxNLocator(6))
 
 
@@ -117,7 +119,7 @@ def _net(axes: Axes, rows: Sequence[Row], kind: str, place: int) -> None:
             zorder=2,
         )
     axes.plot(costs, means, color=look.colour, linestyle=look.linestyle, linewidth=1, marker=look.marker,
-              markersize=7.5, zorder=3, **EDGE)  # fmt: skip
+              markersize=7.5, zorder=3, clip_on=False, **EDGE)  # fmt: skip
 
 
 def against_eps(result: Result) -> Plate | None:

@@ -170,7 +170,11 @@ def _best(question: Question, found: Found, training: str) -> list[str]:
 
 def _against(question: Question, found: Found, training: str, rival: str, words: str) -> list[str]:
     """Sort the nets of one training by what is shown about them and a rival."""
-    sorted_: dict[str, list[tuple[str, float | None]]] = {"higher": [], "lower": [], "no difference shown": []}
+    sorted_: dict[str, list[tuple[str, float | None]]] = {
+        "higher": [],
+        "lower": [],
+        "no difference shown": [],
+    }
     for (t, net, budget), group in found.items():
         if t != training or net in (DENSE, rival):
             continue
