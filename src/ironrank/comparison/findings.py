@@ -193,7 +193,7 @@ def _against(question: Question, found: Found, training: str, rival: str, words:
 
 
 def _names(nets: Iterable[tuple[str, float | None]]) -> str:
-    """Name nets of several budgets.
+    """Return the names of nets of several budgets.
 
     Example:
         >>> _names([("svd", 50.0), ("svd", 90.0), ("cayley", None)])
