@@ -92,7 +92,7 @@ def _eps(run: Run) -> float:
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
-    names = [("dense", None), *((mode, ratio) for ratio in options.ratios for mode in options.modes)]
+    names = [("dense", None), *((mode, ratio) for ratio in sorted(options.ratios) for mode in options.modes)]
     for mode, ratio in names:
         stem = mode if ratio is None else f"{mode}_{ratio:g}x"
         if runs := judged_runs(options, stem):
@@ -130,14 +130,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for mode in MODES:
+    for mode, marker in zip(MODES, "osD^v", strict=True):
         rows = [row for row in result["rows"] if row["mode"] == mode]
         if rows:
             x = [row["runs"][0]["params"] for row in rows]
             y = [[100 * run["robust"]["worst"] for run in row["runs"]] for row in rows]
             spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in y]
             axes.errorbar(
-                x, [statistics.mean(v) for v in y], spread, marker="o", capsize=3, label=LABELS[mode]
+                x, [statistics.mean(v) for v in y], spread, marker=marker, capsize=3, label=LABELS[mode]
             )
     for row in result["rows"]:
         if row["mode"] == "dense":
