@@ -11,8 +11,13 @@ Judged is the deployed form of the best epoch by robust validation accuracy, att
 accuracy on the whole test set; FGSM in Linf and PGD in L2 on the first `--n` images. PGD makes 10 steps as the
 published code does; then 50 steps from `--restarts` random starts on cross-entropy and on the margin, of which the
 worst case of each image counts, on beyond the published eps until chance: a net whose accuracy stays up there hides its
-gradients. The published code makes the images that attack its best epoch on the net of the last one; PGD with 10 steps
-is made that way too, on our last epoch's net and tried on the judged one, to see what that may explain.
+gradients.
+
+Two things in the published code may make a net look better than it is, and both are measured. It makes the images that
+attack its best epoch on the net of the last one: PGD with 10 steps is made on our last epoch's net, too, and tried on
+the judged one. And its PGD divides the gradient of the mean loss of 64 images by its norm plus 1e-10, so that an image
+with a fainter gradient stays where it is: that attack is made as well, on the net and on the net with its logits three
+times as large, which has the same decisions and is as robust; and the images of faint gradient are counted.
 
 The published figures say of no row how many nets it is, and RobustDLRT's tables quote CondLR's. RobustDLRT's code
 attacks normalized inputs, and its FGSM in L2 divides the gradient by its largest entry: at the same eps its attacks are
@@ -29,12 +34,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.config import build_run
+from ironrank.data import Images
 from ironrank.judge import accuracy, withstood
+from ironrank.judge.accuracy import batches
 from ironrank.judge.evaluate import for_inference
 from ironrank.judge.transfer import transferred
 from ironrank.methods import SVDPrune
@@ -47,6 +56,9 @@ from lenet5_mnist import label
 FGSM_EPS = (0.002, 0.004, 0.006)
 L2_EPS = (0.1, 0.13, 0.16, 0.2, 0.23, 0.26, 0.3)
 BEYOND = (0.5, 1.0, 2.0)
+FAINT = (0.0, 1e-10, 1e-8, 1e-6)
+GUARD = 1e-10
+LOUDER = 3.0  # times the logits
 SOURCE = "arXiv 2505.08022, tables 4 and 7, which quote CondLR's tables 1 and 5"
 
 # Accuracy in percent: without attack and at FGSM_EPS; without attack and at L2_EPS.
@@ -111,10 +123,15 @@ def judge(folder: Path, run: Run, n: int, restarts: int) -> dict[str, Any]:
     last = for_inference(load_model(folder, "last")).to(run.device)
     by_step = {eps: mean(withstood(net, first, FGSM(eps=eps), 0)) for eps in FGSM_EPS}
     short, crossed, long, standing = {}, {}, {}, torch.arange(len(first))
+    std = torch.tensor(run.data.spec.std, device=run.device)[:, None, None]
+    guarded, louder = {}, {}
     for eps in (*L2_EPS, *BEYOND):
         quick = PGD(norm="L2", eps=eps, steps=10, step_size=eps / 8)
         short[eps] = mean(withstood(net, first, quick, 0))
         crossed[eps] = mean(transferred(last, net, first, quick, 0))
+        guarded[eps] = mean(withstood(net, first, functools.partial(pgd_as_published, eps=eps, std=std), 0))
+        shouted = functools.partial(pgd_as_published, eps=eps, std=std, louder=LOUDER)
+        louder[eps] = mean(withstood(net, first, shouted, 0))
         for loss in ("ce", "margin"):
             attack = PGD(
                 norm="L2", eps=eps, steps=50, step_size=eps / 20, restarts=restarts, loss=loss, stop=True
@@ -131,8 +148,70 @@ def judge(folder: Path, run: Run, n: int, restarts: int) -> dict[str, Any]:
         "fgsm": _named(by_step),
         "pgd10": _named(short),
         "pgd10_of_last": _named(crossed),
+        "pgd10_guarded": _named(guarded),
+        "pgd10_guarded_louder": _named(louder),
         "worst": _named(long),
+        "faint": _named(faint(net, first)),
     }
+
+
+def pgd_as_published(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    std: Tensor,
+    louder: float = 1.0,
+    generator: torch.Generator,
+) -> Tensor:
+    """Attack as the published code does: PGD in L2 with a constant below the gradient's norm.
+
+    10 steps of 0.125 eps along the gradient with respect to normalized inputs; random start of a length uniform up to
+    eps; the loss is the mean over a batch of 64.
+
+    Args:
+        net: Maps pixels (b, c, h, w) to logits (b, classes).
+        x: Pixels (b, c, h, w) in [0, 1].
+        y: Classes (b,).
+        eps: Radius, pixel units.
+        std: What the net divides each channel by, (c, 1, 1).
+        louder: Factor of the logits.
+        generator: Source of the random start, on the CPU.
+
+    Returns:
+        Changed pixels (b, c, h, w).
+    """
+
+    def within(delta: Tensor) -> Tensor:
+        return (x + delta * (eps / (_norms(delta) + GUARD)).clamp(max=1)).clamp(0, 1)
+
+    way = torch.randn(x.shape, generator=generator).to(x.device)
+    length = torch.rand((len(x), 1, 1, 1), generator=generator).to(x.device)
+    point = within(way / _norms(way) * length * eps)
+    for _ in range(10):
+        point = point.detach().requires_grad_()
+        loss = cross_entropy(louder * net(point), y, reduction="sum") / 64
+        gradient = torch.autograd.grad(loss, point)[0] * std
+        point = within(point.detach() + 0.125 * eps * gradient / (_norms(gradient) + GUARD) - x)
+    return point
+
+
+def _norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def faint(net: nn.Module, images: Images) -> dict[float, float]:
+    """Return the share of images whose gradient of cross-entropy has at most some L2 norm, in float32.
+
+    An attack that divides the gradient by its norm plus a small constant does not move such an image.
+    """
+    norms = []
+    for x, y in batches(images):
+        x.requires_grad_()
+        loss = cross_entropy(net(x), y, reduction="sum")
+        norms.append(torch.autograd.grad(loss, x)[0].flatten(1).double().norm(dim=1))
+    return {most: mean(torch.cat(norms) <= most) for most in FAINT}
 
 
 def _named(found: dict[float, float]) -> dict[str, float]:
@@ -168,10 +247,19 @@ def markdown(result: dict[str, Any]) -> str:
     parts += ["**PGD, L2, 10 steps**\n\n" + by_eps(result, "pgd10", L2_EPS, 1)]
     title = "**PGD, L2, 10 steps, made on the net of the last epoch**\n\n"
     parts += [title + by_eps(result, "pgd10_of_last", L2_EPS, 1)]
+    parts += [
+        "**PGD, L2, 10 steps, as in the published code**\n\n" + by_eps(result, "pgd10_guarded", L2_EPS, 1)
+    ]
+    title = f"**The same, logits times {LOUDER:g}**\n\n"
+    parts += [title + by_eps(result, "pgd10_guarded_louder", L2_EPS, 1)]
     title = (
         "**L2, worst case over eps up to that, PGD-50 on two losses from several starts; on to chance**\n\n"
     )
     parts += [title + by_eps(result, "worst", (*L2_EPS, *BEYOND), None)]
+    faint = [[row["label"], *(spread([run["faint"][f"{t:g}"] for run in row["runs"]], digits=1) for t in FAINT)]
+             for row in result["rows"]]  # fmt: skip
+    title = "**Images whose gradient of cross-entropy has at most this L2 norm, no attack**\n\n"
+    parts += [title + markdown_table(["net", *(f"{t:g}" for t in FAINT)], faint)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
