@@ -1,0 +1,105 @@
+"""How the published PGD stalls on a net that is sure of itself: the same net with larger logits.
+
+    python benchmarks/stalled_pgd.py runs/vgg16-table/c50_t0.1_s0 runs/vgg16-table/dense_s0 --out runs/stalled-pgd
+        [--n 200] [--eps 0.1 0.2 0.3] [--times 1 3 10 30]
+
+takes nets that `vgg16_table.py` trained and multiplies their logits. That changes no decision, so no robustness either;
+but the gradient of cross-entropy fades where one class takes all the probability. Attacked is by `pgd_as_published`,
+which divides gradients by their norm plus 1e-10, and by our PGD of as many steps, which divides them by their norm.
+`table.json` and `table.md` hold accuracy under both, and the median margin of the logits, of the true class over the
+largest other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grid import markdown_table, mean, mistakes, write_table
+from ironrank.artifact import load_model
+from ironrank.attacks import PGD
+from ironrank.data import Images
+from ironrank.judge import withstood
+from ironrank.judge.accuracy import batches
+from ironrank.judge.evaluate import for_inference
+from ironrank.training.run import read_run
+from vgg16_table import pgd_as_published
+
+
+class Louder(nn.Module):
+    """A net with its logits times a constant."""
+
+    def __init__(self, net: nn.Module, times: float) -> None:
+        super().__init__()
+        self.net, self.times = net, times
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pixels (b, c, h, w) to logits (b, classes)."""
+        return self.times * self.net(x)
+
+
+def measure(folder: Path, n: int, radii: list[float], factors: list[float]) -> dict[str, Any]:
+    """Attack the deployed form of the best epoch of a run, its logits as they are and larger."""
+    run = read_run(folder)
+    net = for_inference(load_model(folder))
+    images = run.data.load("test").first(n)
+    std = torch.tensor(run.data.spec.std)[:, None, None]
+    rows = []
+    for times in factors:
+        louder = Louder(net, times)
+        published, ours = {}, {}
+        for eps in radii:
+            stalling = functools.partial(pgd_as_published, eps=eps, std=std)
+            published[f"{eps:g}"] = mean(withstood(louder, images, stalling, 0))
+            plain = PGD(norm="L2", eps=eps, steps=10, step_size=eps / 8)
+            ours[f"{eps:g}"] = mean(withstood(louder, images, plain, 0))
+        rows.append({"times": times, "margin": margin(louder, images), "published": published, "ours": ours})
+    return {"net": folder.name, "rows": rows}
+
+
+@torch.no_grad()
+def margin(net: nn.Module, images: Images) -> float:
+    """Return the median, over the images, of the true class's logit less the largest other."""
+    found = []
+    for x, y in batches(images):
+        logits = net(x)
+        true = logits.gather(1, y[:, None])[:, 0]
+        found += (true - logits.scatter(1, y[:, None], -torch.inf).amax(1)).tolist()
+    return statistics.median(found)
+
+
+def markdown(result: dict[str, Any], radii: list[float]) -> str:
+    names = [f"{eps:g}" for eps in radii]
+    columns = ["net", "logits", "margin", *(f"published {e}" for e in names), *(f"ours {e}" for e in names)]
+    rows = []
+    for net in result["nets"]:
+        for row in net["rows"]:
+            figures = [f"{100 * row[kind][e]:.1f}" for kind in ("published", "ours") for e in names]
+            rows.append([net["net"], f"x {row['times']:g}", f"{row['margin']:.1f}", *figures])
+    return f"Accuracy in %, first {result['n']} test images, PGD in L2, 10 steps.\n\n" + markdown_table(
+        columns, rows
+    )
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs of vgg16_table.py")
+    made.add_argument("--out", type=Path, default=Path("runs/stalled-pgd"))
+    made.add_argument("--n", type=int, default=200, help="test images")
+    made.add_argument("--eps", nargs="+", type=float, default=[0.1, 0.2, 0.3])
+    made.add_argument("--times", nargs="+", type=float, default=[1, 3, 10, 30], help="factors of the logits")
+    options = made.parse_args()
+    nets = [measure(folder, options.n, options.eps, options.times) for folder in options.folders]
+    result = {"n": options.n, "nets": nets}
+    write_table(options.out, result, markdown(result, options.eps))
+
+
+if __name__ == "__main__":
+    with mistakes():
+        main()
