@@ -233,8 +233,8 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     intro = f"In %, mean ± standard deviation over seeds; attacks on the first {_n(result)} test images, white-box, "
     intro += "deployed form, best epoch by robust validation accuracy. Rows in italics: as published "
-    intro += f"({result['source']}); its attacks count eps in normalized inputs or by the largest entry of a gradient, "
-    intro += "ours in pixels, so that rows of one eps need not be attacks of one strength."
+    intro += f"({result['source']}). Ours and CondLR's code count eps in pixels, RobustDLRT's in normalized inputs or "
+    intro += "by the largest entry of a gradient, so that its own rows need not be attacks of our strength."
     parts = [intro, "**FGSM, Linf**\n\n" + by_eps(result, "fgsm", FGSM_EPS, 0)]
     parts += ["**PGD, L2, 10 steps**\n\n" + by_eps(result, "pgd10", L2_EPS, 1)]
     title = "**PGD, L2, 10 steps, made on the net of the last epoch**\n\n"
