@@ -157,6 +157,7 @@ def pgd_as_published(
     eps: float,
     std: Tensor,
     generator: torch.Generator,
+    random_start: bool = True,
 ) -> Tensor:
     """Attack as the published code does: PGD in L2 with a constant below the gradient's norm.
 
@@ -170,6 +171,7 @@ def pgd_as_published(
         eps: Radius, pixel units.
         std: What the net divides each channel by, (c, 1, 1).
         generator: Source of the random start, on the CPU.
+        random_start: Whether it starts beside the image.
 
     Returns:
         Changed pixels (b, c, h, w).
@@ -180,7 +182,7 @@ def pgd_as_published(
 
     way = torch.randn(x.shape, generator=generator).to(x.device)
     length = torch.rand((len(x), 1, 1, 1), generator=generator).to(x.device)
-    point = within(way / _norms(way) * length * eps)
+    point = within(way / _norms(way) * length * eps) if random_start else x
     for _ in range(10):
         point = point.detach().requires_grad_()
         loss = cross_entropy(net(point), y, reduction="sum") / 64
