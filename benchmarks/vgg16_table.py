@@ -18,9 +18,9 @@ attack its best epoch on the net of the last one: PGD with 10 steps is made on o
 the judged one. And its PGD divides the gradient of the mean loss of 64 images by its norm plus 1e-10, so that an image
 with a fainter gradient stays where it is: that attack is made as well, and the images of faint gradient are counted.
 
-The published figures say of no row how many nets it is, and RobustDLRT's tables quote CondLR's. RobustDLRT's code
-attacks normalized inputs, and its FGSM in L2 divides the gradient by its largest entry: at the same eps its attacks are
-others than ours, which count in pixels.
+CondLR's published figures say of no row how many nets it is, and RobustDLRT's tables quote them. RobustDLRT's own
+attacks (its table 2) work on normalized inputs and divide the gradient by its largest entry: FGSM of that kind and
+Jitter are made as its code makes them. Its Mixup wants a picture that is not published: those figures are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
 from ironrank.artifact import load_model
@@ -53,11 +53,15 @@ from ironrank.training import Run
 from lenet5_mnist import label
 
 FGSM_EPS = (0.002, 0.004, 0.006)
+SCALED_EPS = (0.05, 0.1, 0.3)
+JITTER_EPS = (0.035, 0.045)
 L2_EPS = (0.1, 0.13, 0.16, 0.2, 0.23, 0.26, 0.3)
 BEYOND = (0.5, 1.0, 2.0)
+SCALED = {f"FGSM {eps:g}": ("scaled_fgsm", eps) for eps in SCALED_EPS}
+SCALED |= {f"Jitter {eps:g}": ("jitter", eps) for eps in JITTER_EPS}
 FAINT = (0.0, 1e-10, 1e-8, 1e-6)
 GUARD = 1e-10
-SOURCE = "arXiv 2505.08022, tables 4 and 7, which quote CondLR's tables 1 and 5"
+SOURCE = "arXiv 2505.08022, tables 2, 4 and 7, which quote CondLR's tables 1 and 5"
 
 # Accuracy in percent: without attack and at FGSM_EPS; without attack and at L2_EPS.
 PUBLISHED: dict[str, tuple[list[float], list[float]]] = {
@@ -72,22 +76,35 @@ PUBLISHED: dict[str, tuple[list[float], list[float]]] = {
     "uv80": ([88.10, 64.24, 42.66, 29.90], [88.10, 51.40, 39.70, 30.12, 20.97, 16.29, 13.15, 10.37]),
     "svd-prune50": ([89.92, 67.30, 47.77, 36.98], [89.92, 54.87, 43.85, 35.23, 27.95, 24.38, 22.06, 19.94]),
     "svd-prune80": ([87.99, 63.57, 42.06, 29.27], [87.99, 50.64, 39.06, 29.57, 20.16, 15.49, 12.22, 9.57]),
+    "robust-dlrt-b0.05": ([], []),
     "dlrt": ([89.55, 74.71, 59.61, 47.56], [88.58, 59.34, 50.06, 41.50, 31.82, 25.67, 20.48, 15.04]),
     "robust-dlrt": ([89.35, 78.72, 66.02, 54.15], [88.80, 62.58, 53.47, 44.95, 34.75, 28.33, 22.64, 16.59]),
 }
+# Without attack, at SCALED_EPS, at JITTER_EPS; ten runs, nets trained beforehand on ImageNet, best beta.
+PUBLISHED_SCALED: dict[str, list[float]] = {
+    "dense": [89.82, 76.22, 63.78, 34.97, 78.60, 73.54],
+    "dlrt": [89.23, 74.07, 59.55, 28.74, 72.51, 66.21],
+    "robust-dlrt-b0.05": [89.49, 76.04, 62.08, 32.77, 75.53, 69.93],
+}
 LABELS = {"dense": "dense", "cayley": "Cayley SGD", "projected": "projected SGD", "dlrt": "DLRT",
-          "robust-dlrt": "RobustDLRT, beta 0.15", "svd-prune50": "SVD prune 50",
-          "svd-prune80": "SVD prune 80"}  # fmt: skip
+          "robust-dlrt": "RobustDLRT, beta 0.15", "robust-dlrt-b0.05": "RobustDLRT, beta 0.05",
+          "svd-prune50": "SVD prune 50", "svd-prune80": "SVD prune 80"}  # fmt: skip
 
 
 def run_of(row: str, seed: int, options: argparse.Namespace) -> Run:
     """Return the run of a row; the recipes are those of the methods."""
-    epochs = options.adaptive_epochs if row in ("dlrt", "robust-dlrt") else options.epochs
+    adaptive = {
+        "dlrt": ("dlrt", 0.15),
+        "robust-dlrt": ("robust-dlrt", 0.15),
+        "robust-dlrt-b0.05": ("robust-dlrt", 0.05),
+    }
+    epochs = options.adaptive_epochs if row in adaptive else options.epochs
     given = [f"epochs={epochs}"] if epochs else []
     given += ["tiny=true"] if options.tiny else []
     given += [f"data.folder={options.data}", f"seed={seed}", f"device={options.device}", *options.set]
-    if row in ("dlrt", "robust-dlrt"):
-        return build_run("robust-dlrt/vgg16-cifar10", [f"mode={row}", "beta=0.15", *given])
+    if row in adaptive:
+        mode, beta = adaptive[row]
+        return build_run("robust-dlrt/vgg16-cifar10", [f"mode={mode}", f"beta={beta}", *given])
     if row in ("cayley", "projected"):
         return build_run("orthogonal/vgg16-cifar10", [f"mode={row}", *given])
     if row.startswith("c"):
@@ -144,9 +161,63 @@ def judge(folder: Path, run: Run, n: int, restarts: int) -> dict[str, Any]:
         "pgd10": _named(short),
         "pgd10_of_last": _named(crossed),
         "pgd10_guarded": _named(guarded),
+        **scaled(net, first, std),
         "worst": _named(long),
         "faint": _named(faint(net, first)),
     }
+
+
+def scaled(net: nn.Module, images: Images, std: Tensor) -> dict[str, dict[str, float]]:
+    """Return accuracy under RobustDLRT's FGSM and Jitter."""
+    found: dict[str, dict[str, float]] = {}
+    for kind, radii, steps in (("scaled_fgsm", SCALED_EPS, 1), ("jitter", JITTER_EPS, 5)):
+        attacks = {
+            eps: functools.partial(scaled_as_published, eps=eps, std=std, steps=steps) for eps in radii
+        }
+        found[kind] = _named(
+            {eps: mean(withstood(net, images, attack, 0)) for eps, attack in attacks.items()}
+        )
+    return found
+
+
+def scaled_as_published(
+    net: nn.Module, x: Tensor, y: Tensor, *, eps: float, std: Tensor, steps: int, generator: torch.Generator
+) -> Tensor:
+    """Attack as RobustDLRT's code does: steps of eps along the gradient over its largest entry, on normalized inputs.
+
+    One step on cross-entropy is its FGSM, several are Jitter: the mean squared error between the one-hot class and the
+    softmax of 10 z / max |z| with noise of standard deviation 0.1; for an image that is misclassified it is divided by
+    the largest change so far. After each step entries are held within eps and pixels rounded to 8 bits.
+
+    Args:
+        net: Maps pixels (b, c, h, w) to logits (b, classes).
+        x: Pixels (b, c, h, w) in [0, 1].
+        y: Classes (b,).
+        eps: Radius in Linf, in units of ``std``.
+        std: What the net divides each channel by, (c, 1, 1).
+        steps: 1 for FGSM.
+        generator: Source of the noise, on the CPU.
+
+    Returns:
+        Changed pixels (b, c, h, w).
+    """
+    point = x
+    for _ in range(steps):
+        point = point.detach().requires_grad_()
+        logits = net(point)
+        if steps == 1:
+            losses = cross_entropy(logits, y, reduction="none")
+        else:
+            noise = 0.1 * torch.randn(logits.shape, generator=generator).to(x.device)
+            soft = (10 * logits / logits.abs().amax(1, keepdim=True)).softmax(1) + noise
+            losses = (soft - one_hot(y, logits.shape[1])).square().mean(1)
+            moved = ((point - x) / std).abs().flatten(1).amax(1).detach()
+            losses = losses / torch.where((logits.argmax(1) != y) & (moved > 0), moved, 1.0)
+        gradient = torch.autograd.grad(losses.sum(), point)[0] * std
+        largest = gradient.abs().flatten(1).amax(1)[:, None, None, None].clamp(min=torch.finfo(x.dtype).tiny)
+        change = (point.detach() - x) / std + eps * gradient / largest
+        point = ((x + change.clamp(-eps, eps) * std).clamp(0, 1) * 255).round() / 255
+    return point
 
 
 def pgd_as_published(
@@ -223,6 +294,7 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
                     "label": LABELS.get(row) or label(row),
                     "runs": runs,
                     "published": PUBLISHED[row],
+                    "published_scaled": PUBLISHED_SCALED.get(row, []),
                 }
             )
     whole = {
@@ -244,6 +316,10 @@ def markdown(result: dict[str, Any]) -> str:
     parts += [
         "**PGD, L2, 10 steps, as in the published code**\n\n" + by_eps(result, "pgd10_guarded", L2_EPS, 1)
     ]
+    title = (
+        "**RobustDLRT's FGSM (over the largest entry of the gradient) and Jitter, on normalized inputs**\n\n"
+    )
+    parts += [title + by_scaled(result)]
     title = (
         "**L2, worst case over eps up to that, PGD-50 on two losses from several starts; on to chance**\n\n"
     )
@@ -271,6 +347,18 @@ def by_eps(result: dict[str, Any], kind: str, radii: tuple[float, ...], publishe
         if theirs:
             rows.append([f"*{row['label']}*", "", "", *(f"*{value:.1f}*" for value in theirs)])
     return markdown_table(["net", "seeds", "parameters", "clean", *(f"{eps:g}" for eps in radii)], rows)
+
+
+def by_scaled(result: dict[str, Any]) -> str:
+    """Return the table of RobustDLRT's attacks; the published figures, where there are any, in a line below ours."""
+    rows = []
+    for row in result["rows"]:
+        found = {name: [run[kind][f"{eps:g}"] for run in row["runs"]] for name, (kind, eps) in SCALED.items()}
+        clean = spread([run["clean"] for run in row["runs"]], digits=1)
+        rows.append([row["label"], clean, *(spread(values, digits=1) for values in found.values())])
+        if row["published_scaled"]:
+            rows.append([f"*{row['label']}*", *(f"*{value:.1f}*" for value in row["published_scaled"])])
+    return markdown_table(["net", "clean", *SCALED], rows)
 
 
 def main() -> None:
