@@ -60,21 +60,23 @@ def open_checkout(folder: Path) -> None:
         )
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    _stand_in_for_einops()
+    stand_in("einops", "rearrange")  # only layers that are never built here would call it
 
 
-def _stand_in_for_einops() -> None:
-    """Let the import of einops succeed without it: only layers that are never built here would call it."""
+def stand_in(package: str, member: str) -> bool:
+    """Let the import of a package and one member succeed without it; return whether it is missing."""
+
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError(f"this path of the published code needs {package}: pip install {package}")
+
     try:
-        importlib.import_module("einops")
+        importlib.import_module(package)
     except ImportError:
-        module = types.ModuleType("einops")
-        module.rearrange = _missing  # type: ignore[attr-defined]
-        sys.modules["einops"] = module
-
-
-def _missing(*_: object, **__: object) -> None:
-    raise RuntimeError("this path of the published code needs einops: pip install einops")
+        module = types.ModuleType(package)
+        setattr(module, member, missing)
+        sys.modules[package] = module
+        return True
+    return False
 
 
 def published_net(net: str) -> torch.nn.Module:

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
+import importlib
 import statistics
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,13 @@ from torch.nn.functional import cross_entropy
 from grid import markdown_table, mean, mistakes, write_table
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
+from ironrank.attacks.losses import margin
 from ironrank.data import Images
 from ironrank.judge import withstood
 from ironrank.judge.accuracy import batches
 from ironrank.judge.evaluate import for_inference
 from ironrank.training.run import read_run
-from published_condlr import open_checkout
+from published_condlr import open_checkout, stand_in
 from vgg16_table import pgd_as_published
 
 
@@ -70,31 +70,25 @@ def measure(folder: Path, n: int, radii: list[float], factors: list[float]) -> d
             published[f"{eps:g}"] = mean(withstood(louder, images, stalling, 0))
             plain = PGD(norm="L2", eps=eps, steps=10, step_size=eps / 8)
             ours[f"{eps:g}"] = mean(withstood(louder, images, plain, 0))
-        rows.append({"times": times, "margin": margin(louder, images), "published": published, "ours": ours})
+        rows.append(
+            {"times": times, "margin": median_margin(louder, images), "published": published, "ours": ours}
+        )
     return {"net": folder.name, "rows": rows}
 
 
 @torch.no_grad()
-def margin(net: nn.Module, images: Images) -> float:
+def median_margin(net: nn.Module, images: Images) -> float:
     """Return the median, over the images, of the true class's logit less the largest other."""
-    found = []
-    for x, y in batches(images):
-        logits = net(x)
-        true = logits.gather(1, y[:, None])[:, 0]
-        found += (true - logits.scatter(1, y[:, None], -torch.inf).amax(1)).tolist()
-    return statistics.median(found)
+    return -statistics.median([lead for x, y in batches(images) for lead in margin(net(x), y).tolist()])
 
 
 def published_attack(checkout: Path) -> Callable[..., Tensor]:
     """Import the published PGD in L2; its module asks for pandas and tqdm, which only its training loop calls."""
     open_checkout(checkout)
-    missing = [name for name in ("pandas", "tqdm") if importlib.util.find_spec(name) is None]
-    for name in missing:
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].tqdm = None  # type: ignore[attr-defined]
+    missing = [package for package in ("pandas", "tqdm") if stand_in(package, "tqdm")]
     attack = importlib.import_module("CondLR_utils.trainer_USV").pgd_l2_attack
-    for name in missing:
-        del sys.modules[name]
+    for package in missing:  # torch asks whether pandas is there
+        del sys.modules[package]
     return attack
 
 
@@ -106,14 +100,14 @@ def beside_published(
     run = read_run(folder)
     net = for_inference(load_model(folder))
     x, y = next(iter(batches(run.data.load("test").first(64))))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (run.data.spec.mean, run.data.spec.std))
+    centre, std = (torch.tensor(values)[:, None, None] for values in (run.data.spec.mean, run.data.spec.std))
     lines = []
     for times in factors:
         louder = Louder(net, times)
-        within = nn.Sequential(_Denormalize(mean, std), louder)
+        within = nn.Sequential(_Denormalize(centre, std), louder)
         for eps in radii:
-            theirs = attack(within, cross_entropy, ((x - mean) / std).contiguous(), y, eps=eps, alpha=0.125 * eps,
-                            dataset="cifar10", random_start=False) * std + mean  # fmt: skip
+            theirs = attack(within, cross_entropy, ((x - centre) / std).contiguous(), y, eps=eps, alpha=0.125 * eps,
+                            dataset="cifar10", random_start=False) * std + centre  # fmt: skip
             ours = pgd_as_published(
                 louder, x, y, eps=eps, std=std, generator=torch.Generator(), random_start=False
             )

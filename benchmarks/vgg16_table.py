@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +319,7 @@ def markdown(result: dict[str, Any]) -> str:
     title = (
         "**RobustDLRT's FGSM (over the largest entry of the gradient) and Jitter, on normalized inputs**\n\n"
     )
-    parts += [title + by_scaled(result)]
+    parts += [title + beside(result, SCALED, lambda row: row["published_scaled"])]
     title = (
         "**L2, worst case over eps up to that, PGD-50 on two losses from several starts; on to chance**\n\n"
     )
@@ -336,29 +336,26 @@ def _n(result: dict[str, Any]) -> int:
 
 
 def by_eps(result: dict[str, Any], kind: str, radii: tuple[float, ...], published: int | None) -> str:
-    """Return a table of accuracies over eps; the published ones, where there are any, in a line below ours."""
+    """Return a table of accuracies over eps."""
+    columns = {f"{eps:g}": (kind, eps) for eps in radii}
+    return beside(result, columns, lambda row: [] if published is None else row["published"][published])
+
+
+def beside(
+    result: dict[str, Any],
+    columns: dict[str, tuple[str, float]],
+    published: Callable[[dict[str, Any]], list[float]],
+) -> str:
+    """Return a table with a column for each attack and eps; published figures, where there are any, below ours."""
     rows = []
     for row in result["rows"]:
         runs = row["runs"]
-        ours = [spread([run[kind][f"{eps:g}"] for run in runs], digits=1) for eps in radii]
+        ours = [spread([run[kind][f"{eps:g}"] for run in runs], digits=1) for kind, eps in columns.values()]
         clean = spread([run["clean"] for run in runs], digits=1)
         rows.append([row["label"], len(runs), f"{runs[0]['params']:,}", clean, *ours])
-        theirs = [] if published is None else row["published"][published]
-        if theirs:
+        if theirs := published(row):
             rows.append([f"*{row['label']}*", "", "", *(f"*{value:.1f}*" for value in theirs)])
-    return markdown_table(["net", "seeds", "parameters", "clean", *(f"{eps:g}" for eps in radii)], rows)
-
-
-def by_scaled(result: dict[str, Any]) -> str:
-    """Return the table of RobustDLRT's attacks; the published figures, where there are any, in a line below ours."""
-    rows = []
-    for row in result["rows"]:
-        found = {name: [run[kind][f"{eps:g}"] for run in row["runs"]] for name, (kind, eps) in SCALED.items()}
-        clean = spread([run["clean"] for run in row["runs"]], digits=1)
-        rows.append([row["label"], clean, *(spread(values, digits=1) for values in found.values())])
-        if row["published_scaled"]:
-            rows.append([f"*{row['label']}*", *(f"*{value:.1f}*" for value in row["published_scaled"])])
-    return markdown_table(["net", "clean", *SCALED], rows)
+    return markdown_table(["net", "seeds", "parameters", "clean", *columns], rows)
 
 
 def main() -> None:
