@@ -1,14 +1,15 @@
 """Size against robustness: CSTAR and what it has to beat, at several compressions, from one recipe.
 
     python benchmarks/cstar_table.py --data DIR --out runs/cstar-mnist
-        [--recipe cstar/lenet5-mnist] [--ratios 4 8 16 32] [--epochs 20] [--seeds 3] [--jobs 2] [--set path=value ...]
+        [--recipe cstar/lenet5-mnist] [--ratios 4 8 16 32] [--modes dense cstar cstar+cond condlr svd narrow]
+        [--epochs 20] [--seeds 3] [--jobs 2] [--set path=value ...]
 
-All modes of the recipe, each with the same number of epochs; stages that cells have in common (the dense net, the
-ADMM stage that is fine-tuned with and without conditioning) are trained once. Judged is the deployed form of the best
-epoch by robust validation accuracy: clean accuracy on the whole test set; attacks white-box on the first `--n` images:
-PGD with 5 restarts on cross-entropy and, on what withstands that, on the margin, at the recipe's eps, where any point
-on the way that fools the net counts; and a curve of PGD-20 over eps on the first 200, on to chance. Writes
-`table.json`, `table.md` and `size.svg`.
+All modes of the recipe, or those asked for, each with the same number of epochs; stages that cells have in common (the
+dense net, the ADMM stage that is fine-tuned with and without conditioning) are trained once. Judged is the deployed
+form of the best epoch by robust validation accuracy: clean accuracy on the whole test set; attacks white-box on the
+first `--n` images: PGD with 5 restarts on cross-entropy and, on what withstands that, on the margin, at the recipe's
+eps, where any point on the way that fools the net counts; and a curve of PGD-20 over eps on the first 200, on to
+chance. Writes `table.json`, `table.md` and `size.svg`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from ironrank.config import build_run, shorthand
 from ironrank.errors import IronrankError
 from ironrank.judge import accuracy, withstood
 from ironrank.judge.evaluate import for_inference
+from ironrank.models import count
 from ironrank.training import Run
 
-MODES = ("cstar", "cstar+cond", "condlr", "svd", "narrow")
+MODES = ("dense", "cstar", "cstar+cond", "condlr", "svd", "narrow")
 LABELS = {
     "dense": "dense",
     "cstar": "CSTAR",
@@ -45,13 +47,18 @@ CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the recipe's eps
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     for seed in range(options.seeds):
         make = functools.partial(_run, options, seed)
-        yield f"dense_s{seed}", make("dense", options.ratios[0])
+        if "dense" in options.modes:
+            yield f"dense_s{seed}", make("dense", options.ratios[0])
         for ratio in options.ratios:
-            for mode in options.modes:
+            for mode in _small(options):
                 try:
                     yield f"{mode}_{ratio:g}x_s{seed}", make(mode, ratio)
                 except IronrankError as error:  # a net that no rank or width makes small enough
                     print(f"{mode} at {ratio:g}x is left out: {error}", flush=True)
+
+
+def _small(options: argparse.Namespace) -> list[str]:
+    return [mode for mode in options.modes if mode != "dense"]
 
 
 def _run(options: argparse.Namespace, seed: int, mode: str, ratio: float) -> Run:
@@ -92,12 +99,20 @@ def _eps(run: Run) -> float:
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
-    names = [("dense", None), *((mode, ratio) for ratio in sorted(options.ratios) for mode in options.modes)]
+    names: list[tuple[str, float | None]] = [("dense", None)]
+    names += [(mode, ratio) for ratio in sorted(options.ratios) for mode in _small(options)]
     for mode, ratio in names:
         stem = mode if ratio is None else f"{mode}_{ratio:g}x"
         if runs := judged_runs(options, stem):
             rows.append({"mode": mode, "ratio": ratio, "runs": runs})
-    return {"recipe": options.recipe, "epochs": options.epochs, "set": options.set, "rows": rows}
+    dense = _run(options, 0, "dense", options.ratios[0])
+    return {
+        "recipe": options.recipe,
+        "epochs": options.epochs,
+        "set": options.set,
+        "dense_params": count(dense.model, dense.data.spec),
+        "rows": rows,
+    }
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -108,14 +123,15 @@ def markdown(result: dict[str, Any]) -> str:
     intro += f"in % on the first {runs[0]['n']} test images."
     columns = ["asked", "net", "seeds", "parameters", "smaller", "clean", "robust", "dense - this, robust"]
     dense = next((row for row in result["rows"] if row["mode"] == "dense"), None)
-    return f"{intro}\n\n" + markdown_table(columns, (_cells(row, dense) for row in result["rows"]))
+    return f"{intro}\n\n" + markdown_table(
+        columns, (_cells(row, dense, result["dense_params"]) for row in result["rows"])
+    )
 
 
-def _cells(row: dict[str, Any], dense: dict[str, Any] | None) -> list[str]:
+def _cells(row: dict[str, Any], dense: dict[str, Any] | None, dense_params: int) -> list[str]:
     runs, params = row["runs"], row["runs"][0]["params"]
-    robust, smaller, gap = [run["robust"]["worst"] for run in runs], "-", "-"
+    robust, smaller, gap = [run["robust"]["worst"] for run in runs], f"{dense_params / params:.2f}x", "-"
     if dense:
-        smaller = f"{dense['runs'][0]['params'] / params:.2f}x"
         gap = f"{100 * (statistics.mean(r['robust']['worst'] for r in dense['runs']) - statistics.mean(robust)):+.1f}"
     asked = "-" if row["ratio"] is None else f"{row['ratio']:g}x"
     cells = [asked, LABELS[row["mode"]], str(len(runs)), f"{params:,}", smaller]
@@ -130,7 +146,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for mode, marker in zip(MODES, "osD^v", strict=True):
+    for mode, marker in zip(MODES[1:], "osD^v", strict=True):
         rows = [row for row in result["rows"] if row["mode"] == mode]
         if rows:
             x = [row["runs"][0]["params"] for row in rows]
