@@ -43,14 +43,21 @@ def mistakes() -> Iterator[None]:
         sys.exit(2)
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is a whole number from 1 on")
+    return int(text)
+
+
 def parser(description: str, out: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--out", type=Path, default=Path(out))
-    made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--n", type=int, default=1000, help="test images that are attacked")
-    made.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    made.add_argument("--seeds", type=positive, default=3)
+    made.add_argument("--n", type=positive, default=1000, help="test images that are attacked")
+    made.add_argument("--jobs", type=positive, default=2, help="processes side by side")
+    made.add_argument("--threads", type=positive, default=1, help="of each process")
     made.add_argument("--no-train", action="store_true", help="judge what is trained, leave the rest out")
     made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return made
@@ -61,7 +68,7 @@ def run_all(
 ) -> None:
     """Train and judge all cells; in a worker, those that are free."""
     if options.worker:
-        torch.set_num_threads(1)
+        torch.set_num_threads(options.threads)
         chosen = [
             (name, run)
             for name, run in cells
