@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, positive, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import PGD
 from ironrank.config import build_run, shorthand
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace, seed: int, mode: str, ratio: float) -> Run
 def judge(folder: Path, run: Run, n: int, steps: int) -> dict[str, Any]:
     """Judge the deployed form of the best epoch."""
     net, images = for_inference(load_model(folder)), run.data.load("test")
-    first, eps = images.first(n), _eps(run)
+    first, eps = images.first(n), eps_of(run)
     attack = PGD(eps=eps, steps=steps, step_size=2.5 * eps / steps, restarts=5, stop=True)
     standing = withstood(net, first, attack, 0)
     robust = {"ce": mean(standing)}
@@ -91,7 +91,7 @@ def judge(folder: Path, run: Run, n: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _eps(run: Run) -> float:
+def eps_of(run: Run) -> float:
     threat = run.objective.threat
     assert threat is not None
     return threat[1]
@@ -181,9 +181,9 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--ratios", nargs="+", type=float, default=[4, 8, 16, 32])
     made.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     made.add_argument(
-        "--epochs", type=int, help="of each cell, all its stages together; by default the recipe's"
+        "--epochs", type=positive, help="of each cell, all its stages together; by default the recipe's"
     )
-    made.add_argument("--steps", type=int, default=40, help="of the judging PGD")
+    made.add_argument("--steps", type=positive, default=40, help="of the judging PGD")
     made.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="overrides of the recipe")
     return made.parse_args()
 

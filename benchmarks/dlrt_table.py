@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grid import Cell, fill_table, judged_runs, markdown_table, mistakes, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mistakes, parser, positive, spread
 from ironrank.artifact import load_model
 from ironrank.config import build_run, shorthand
 from ironrank.judge import accuracy
@@ -156,7 +156,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     made = parser(__doc__ or "", "runs/dlrt-table")
     made.add_argument("--data", required=True, help="folder with the MNIST files")
-    made.add_argument("--epochs", type=int, default=20)
+    made.add_argument("--epochs", type=positive, default=20)
     made.add_argument("--methods", default=",".join(MODES[:2]), help=f"any of {', '.join(MODES)}")
     made.add_argument("--thetas", default=",".join(f"{theta:g}" for theta in THETAS))
     made.add_argument("--beta", type=float, default=0.05, help="of robust-dlrt")

@@ -22,6 +22,7 @@ from ironrank.training import Run
 __all__ = [
     "Cell",
     "mistakes",
+    "positive",
     "parser",
     "run_all",
     "judged_runs",

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, positive, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.files import read_lines
@@ -147,7 +147,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     made = parser(__doc__ or "", "runs/lenet5-mnist")
     made.add_argument("--data", required=True, help="folder with the MNIST files")
-    made.add_argument("--epochs", type=int, default=20)
+    made.add_argument("--epochs", type=positive, default=20)
     return made.parse_args()
 
 

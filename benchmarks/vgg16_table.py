@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, spread
+from grid import Cell, fill_table, judged_runs, markdown_table, mean, mistakes, parser, positive, spread
 from ironrank.artifact import load_model
 from ironrank.attacks import FGSM, PGD
 from ironrank.config import build_run
@@ -368,9 +368,15 @@ def arguments() -> argparse.Namespace:
     made = parser(__doc__ or "", "runs/vgg16-table")
     made.add_argument("--data", required=True, help="folder with the CIFAR-10 files")
     made.add_argument("--rows", default=",".join(PUBLISHED), help=f"any of {', '.join(PUBLISHED)}")
-    made.add_argument("--epochs", type=int, help="of the rows of CondLR's recipe; by default the recipe's")
-    made.add_argument("--adaptive-epochs", type=int, help="of DLRT and RobustDLRT; by default the recipe's")
-    made.add_argument("--restarts", type=int, default=5, help="random starts of the long PGD, for each loss")
+    made.add_argument(
+        "--epochs", type=positive, help="of the rows of CondLR's recipe; by default the recipe's"
+    )
+    made.add_argument(
+        "--adaptive-epochs", type=positive, help="of DLRT and RobustDLRT; by default the recipe's"
+    )
+    made.add_argument(
+        "--restarts", type=positive, default=5, help="random starts of the long PGD, for each loss"
+    )
     made.add_argument("--device", default="cpu")
     made.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="overrides of the recipes")
     made.add_argument("--tiny", action="store_true", help="a narrow net and small batches")
