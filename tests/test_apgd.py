@@ -14,7 +14,10 @@ from ironrank.attacks.apgd import checkpoints
 from ironrank.attacks.losses import LOSSES, TARGETED, Aim, dlr, spread, targeted_dlr
 from ironrank.attacks.passes import Loss
 from ironrank.attacks.search import Highest, goals
+from ironrank.attacks.threat import steepest
 from ironrank.errors import IronrankError
+from ironrank.judge import withstood
+from small_nets import small_net, some_images
 from weights import mnist_net, pixels_and_classes
 
 
@@ -241,3 +244,20 @@ def test_apgd_is_as_strong_as_that_of_autoattack(loss):
 
 def test_every_named_loss_has_a_targeted_twin():
     assert {*TARGETED, "ce-scaled"} == {*LOSSES}, "rescaled cross-entropy is cross-entropy of rescaled logits"
+
+
+def test_rescaled_cross_entropy_is_as_strong_as_cross_entropy_on_an_ordinary_net():
+    net, images = small_net(epochs=2), some_images(200)
+    left = {loss: withstood(net, images, APGD(eps=0.03, steps=10, loss=loss), 0).sum() for loss in LOSSES}
+    assert left["ce-scaled"] <= left["ce"] + 2 < 150
+    assert withstood(net, images, FGSM(eps=0.03), 0).sum() > left["ce-scaled"]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_rescaled_cross_entropy_has_a_gradient_where_one_logit_stands_far_above_the_rest(classes):
+    logits, y = torch.zeros(1, classes), torch.tensor([0])
+    logits[0, 0] = 1e6
+    aim = Aim("ce-scaled", y).begun(lambda: logits)
+    here = logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(aim(here, here).sum(), here)
+    assert (steepest(gradient, "L2")[0, 1:] > 0).all()

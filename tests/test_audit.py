@@ -84,6 +84,38 @@ def test_the_known_margin_of_a_threshold(eps: float, left: float) -> None:
     )
 
 
+class NoSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return slope
+
+
+class Once(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return NoSecondDerivative.apply(self.net(x))
+
+
+def test_an_attack_that_could_not_be_run_counts_for_nothing() -> None:
+    found = audit(Once(threshold()), grey(), eps=0.26, level=TINY)
+    names = [row["name"] for row in found["attacks"]]
+    assert any(flag.startswith("spectral could not be run") for flag in found["flags"])
+    assert "spectral" not in names and found["robust"]["attacks"] == len(names)
+
+
+def test_a_radius_in_steps_of_255_is_refused() -> None:
+    with pytest.raises(IronrankError, match="8/255"):
+        audit(threshold(), grey(), eps=8, level=TINY)
+
+
 def test_l2_at_the_known_margin() -> None:
     # all four pixels move by 0.272 to 0.284: an L2 length of twice that
     assert audit(threshold(), grey(), norm="L2", eps=0.5, level=TINY)["robust"]["accuracy"] == 1.0
@@ -241,7 +273,10 @@ def test_what_is_not_proven_ends_with_code_3(run, mnist: str, tmp_path: Path) ->
         (["audited_net:raises"], "the function raised OSError: no weights here"),
         (["audited_net:returns_text"], "it returned a str; a torch.nn.Module is needed"),
         (["audited_net:colour"], "it does not take images of shape (8, 1, 28, 28)"),
-        (["audited_net:images_back"], "it returned (8, 1, 28, 28); logits (b, classes) are needed"),
+        (
+            ["audited_net:images_back"],
+            "it returned (8, 1, 28, 28); logits (b, classes) of at least two classes are needed",
+        ),
         (["audited_net:two_classes"], "2 logits, but a label is"),
         ([NET, "--eps", "0"], "audit with eps=0: a number above 0 is needed"),
         ([NET, "--eps", "-1/255"], "a number above 0 is needed"),

@@ -163,7 +163,7 @@ def test_what_has_no_bound_is_refused_by_name(name: str) -> None:
     make, word = REFUSED[name]
     with pytest.raises(IronrankError, match=word):
         certify(
-            make(), noise((1, 2, 2), 2, 4)
+            make(), noise((1, 2, 2), 2, 2)
         )  # two images and two probes of each: as many as numbers in one
 
 

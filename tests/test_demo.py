@@ -24,7 +24,7 @@ def test_demo_trains_judges_and_reports(tmp_path: Path) -> None:
         layer["cond"] <= 1.1 + 1e-5 and layer["orthonormality_error"] <= 1e-5 for layer in condlr["layers"]
     )
     for row in rows.values():
-        assert row["robust"][-1]["attack"] == "PGD-4 Linf" and row["robust"][-1]["eps"] == 0.1
+        assert row["robust"][-1]["attack"] == "PGD-4 Linf ce+margin" and row["robust"][-1]["eps"] == 0.1
         assert row["robust"][-1]["accuracy"] <= row["clean"]
         assert (
             row["curve"][0]["accuracy"] == row["clean"]

@@ -91,6 +91,21 @@ def test_each_passes_and_fails(name: str, good: list[Result], bad: list[Result])
     assert robust is None and name in verdict["failed"]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_few_images_excuse_no_attack_that_fails_on_all_of_them(n: int) -> None:
+    few, none = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    results = tuple(
+        Result(Trial(name, kind, PGD(eps=0.1)), few, broken, True, 1.0, none)
+        for name, kind, broken in (("pgd", GRADIENT, none), ("square", FREE, few))
+    )
+    assert not {c.name: c for c in sanity(Tally(few, n, results), 10)}["gradient-free below gradients"].passed
+
+
+def test_the_verdict_says_which_attacks_saw_the_first_images_only() -> None:
+    text = verdict_of(90, N, 12, [], more=10, probe=20)[0]["text"]
+    assert "worst case over 12 attacks and 10 more on the first 20, 100 images" in text
+
+
 def test_what_did_not_run_is_not_tested() -> None:
     assert outcome(STRONG).keys() == {"attacks ran"}
 

@@ -19,6 +19,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+DEVIATION, RANGE = 4.0, 30.0  # what "ce-scaled" brings logits to
+
+
+def predicts(logits: Tensor, y: Tensor) -> Tensor:
+    """Return where logits name a class.
+
+    Args:
+        logits: Scores (b, classes).
+        y: Classes (b,), int64.
+
+    Returns:
+        bool (b,); False where the largest logit is not a finite number, whatever the class.
+
+    Example:
+        >>> predicts(torch.tensor([[1.0, 0.0], [0.0, 1.0], [torch.nan, 0.0]]), torch.tensor([0, 0, 0])).tolist()
+        [True, False, False]
+    """
+    best, classes = logits.max(1)
+    return (classes == y) & best.isfinite()
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return the cross-entropy of each sample.
@@ -34,7 +54,12 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def spread(logits: Tensor) -> Tensor:
-    """Return the standard deviation of each sample's logits, which "ce-scaled" divides by.
+    """Return what "ce-scaled" divides each sample's logits by.
+
+    It brings them to a standard deviation of `DEVIATION`, about that of a net trained by cross-entropy, or to a range
+    of `RANGE` where that is less. With a deviation of 1 the softmax is so flat that the gradient raises all wrong
+    classes together, and the attack is weaker than a single step on plain cross-entropy; where one logit of many
+    stands far above the rest, a deviation of 4 alone would leave no gradient in float32.
 
     Args:
         logits: Scores (b, classes).
@@ -43,11 +68,13 @@ def spread(logits: Tensor) -> Tensor:
         Positive numbers (b, 1), without a gradient; 1 where all logits are equal or one is not finite.
 
     Example:
-        >>> spread(torch.tensor([[3.0, 1.0], [3e4, 1e4], [7.0, 7.0]])).flatten().tolist()
-        [1.0, 10000.0, 1.0]
+        >>> spread(torch.tensor([[12.0, 4.0], [3e4, 1e4], [7.0, 7.0]])).flatten().tolist()
+        [1.0, 2500.0, 1.0]
     """
-    deviation = logits.detach().std(1, correction=0, keepdim=True)
-    return torch.where((deviation > 0) & deviation.isfinite(), deviation, 1.0)
+    logits = logits.detach()
+    deviation, (low, high) = logits.std(1, correction=0, keepdim=True), logits.aminmax(dim=1, keepdim=True)
+    scale = torch.maximum(deviation / DEVIATION, (high - low) / RANGE)
+    return torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
 
 
 def scaled_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -209,8 +236,8 @@ class Aim:
         return replace(self, scale=spread(logits())) if self.loss == "ce-scaled" else self
 
     def fooled(self, logits: Tensor) -> Tensor:
-        """Return bool (b,): where the logits (b, classes) name another class than the true one."""
-        return logits.argmax(1) != self.y
+        """Return bool (b,): where the logits (b, classes) name another class than the true one, or none."""
+        return ~predicts(logits, self.y)
 
     def take(self, rows: Tensor) -> Aim:
         """Return the aim of the samples at ``rows`` (int64)."""

@@ -180,7 +180,7 @@ def products(
         IronrankError: If no gradient reaches the pixels.
     """
     x = x.detach().requires_grad_()
-    z = logits(x)
+    z = logits(x).to(x.dtype)
     z = z - z.mean(1, keepdim=True)
     seed = torch.zeros_like(z, requires_grad=True)
     if not z.requires_grad:

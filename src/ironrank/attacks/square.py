@@ -218,9 +218,9 @@ class _Draw:
         return self.signs(w=self.images.shape[3]).expand_as(self.images)
 
     def tiles(self) -> Tensor:
-        """Return the L2 start, of length 1: a grid of patterns, five in the height of the image."""
+        """Return the L2 start, of length 1: a grid of patterns, five in its shorter side."""
         h, w = self.images.shape[2:]
-        side = max(h // 5, 1)
+        side = max(min(h, w) // 5, 1)
         change = torch.zeros_like(self.images)
         for row in range(0, h - side + 1, side):
             for column in range(0, w - side + 1, side):

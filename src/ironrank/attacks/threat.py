@@ -106,12 +106,14 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
     """Return the direction of length 1 in which a linear function with this gradient grows most.
 
     Args:
-        gradient: Gradients (b, ...), of any scale: tiny ones of a saturated loss count in full.
+        gradient: Gradients (b, ...), of any scale: tiny ones of a saturated loss count in full, and a number that
+            is none counts as zero.
         norm: ``Linf`` or ``L2``.
 
     Returns:
         Directions (b, ...); zero where the gradient of a sample is zero.
     """
+    gradient = torch.nan_to_num(gradient)
     if norm == "Linf":
         return gradient.sign()
     tiny = torch.finfo(gradient.dtype).tiny

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ironrank.attacks.base import check_batch, private_generator, under_attack
-from ironrank.attacks.losses import LOSSES, Aim
+from ironrank.attacks.losses import LOSSES, Aim, predicts
 from ironrank.attacks.passes import Loss, begun, loss_and_gradient
 from ironrank.attacks.threat import NORMS, shorten, steepest
 from ironrank.data import Images
@@ -129,7 +129,7 @@ def right_under(model: Model, x: Tensor, y: Tensor, change: Tensor, batch_size: 
         bool (n,).
     """
     parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    return torch.cat([model((part + change).clamp(0, 1)).argmax(1) == classes for part, classes in parts])
+    return torch.cat([predicts(model((part + change).clamp(0, 1)), classes) for part, classes in parts])
 
 
 def universal(

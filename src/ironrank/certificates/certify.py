@@ -42,6 +42,7 @@ from ironrank.certificates.walk import Walk
 from ironrank.data import Data, Images, images_of
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches
+from ironrank.judge.first_look import look_at
 from ironrank.judge.interval import wilson
 from ironrank.linalg.precision import no_tf32
 from ironrank.surgery import deploy
@@ -78,11 +79,16 @@ def certify(model: nn.Module, images: Data, radii: Sequence[float] = RADII) -> d
         2.0
     """
     images = images_of(images)
-    _check(images, radii)
+    _check(radii)
     net = deploy(model).eval().to(images.device)
     walk = Walk(net)
     probes = _probes(images)
-    _walked(net, walk, probes)
+    try:
+        _walked(net, walk, probes)
+    except (AttributeError, RuntimeError, TypeError) as reason:
+        look_at(net, images, "certify")
+        raise IronrankError(f"certify: {' '.join(str(reason).split())[:200]}") from None
+    look_at(net, images, "certify")
     with torch.no_grad(), Watch():
         net(probes.clone())
     found = [_batch(net, walk, x, y) for x, y in batches(images, BATCH)]
@@ -112,9 +118,7 @@ def certify(model: nn.Module, images: Data, radii: Sequence[float] = RADII) -> d
     }
 
 
-def _check(images: Images, radii: Sequence[float]) -> None:
-    if not len(images):
-        raise IronrankError("certificate on no images: at least one is needed")
+def _check(radii: Sequence[float]) -> None:
     if not radii or not all(math.isfinite(r) and r > 0 for r in radii):
         raise IronrankError(
             f"radii={tuple(radii)}: numbers above 0 in pixel units are needed, such as 36/255"

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from ironrank.attacks.base import evaluation_mode
 from ironrank.certificates.binomial import lower_limit
 from ironrank.certificates.certify import RADII, versions
-from ironrank.data import Data, Images, images_of
+from ironrank.data import Data, images_of
 from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
+from ironrank.judge.first_look import look_at
 from ironrank.judge.interval import wilson
 from ironrank.layers import frozen
 from ironrank.linalg.precision import no_tf32
@@ -76,7 +77,8 @@ def smooth(
         IronrankError: If a setting is out of bounds.
     """
     images = images_of(images)
-    _check(images, sigma, n0, n, alpha)
+    _check(sigma, n0, n, alpha)
+    look_at(model, images, "smooth")
     found = []
     with evaluation_mode(model), frozen(model):
         for i in range(len(images)):
@@ -96,9 +98,7 @@ def smooth(
     }  # fmt: skip
 
 
-def _check(images: Images, sigma: float, n0: int, n: int, alpha: float) -> None:
-    if not len(images):
-        raise IronrankError("smoothing on no images: at least one is needed")
+def _check(sigma: float, n0: int, n: int, alpha: float) -> None:
     if not (0 < sigma < math.inf and min(n0, n) >= 1 and 0 < alpha < 1):
         raise IronrankError(
             f"sigma={sigma}, n0={n0}, n={n}, alpha={alpha}: allowed is a finite sigma above 0, one draw or "
@@ -123,13 +123,14 @@ def _one(
 
 
 def _counts(model: nn.Module, x: Tensor, sigma: float, draws: int, generator: torch.Generator) -> Tensor:
-    """Return how often each class is the largest logit, for one image (1, c, h, w) under noise."""
+    """Return how often each class is the largest logit, for one image (1, c, h, w) under noise; NaN counts for none."""
     total: Any = 0
     for start in range(0, draws, BATCH):
         size = (min(BATCH, draws - start), *x.shape[1:])
         noise = torch.randn(size, generator=generator, device=x.device)
         logits = model(x + sigma * noise)
-        total = total + logits.argmax(1).bincount(minlength=logits.shape[1])
+        best, classes = logits.max(1)
+        total = total + classes[best.isfinite()].bincount(minlength=logits.shape[1])
     return total
 
 

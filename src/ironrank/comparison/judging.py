@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.artifact import load_model
-from ironrank.attacks import PGD
 from ironrank.attacks.base import Attack
 from ironrank.comparison.cells import Cell
 from ironrank.comparison.question import Protocol
@@ -25,6 +24,7 @@ from ironrank.data import Images, mix
 from ironrank.files import read_tensors, write_tensors
 from ironrank.judge import evaluate, withstood
 from ironrank.judge.accuracy import correct
+from ironrank.judge.both import BothPGD
 from ironrank.judge.ensemble import grey
 from ironrank.judge.evaluate import CURVE, for_inference
 from ironrank.training.start import kept
@@ -116,7 +116,7 @@ def course_over(net: nn.Module, images: Images, norm: str, radii: Sequence[float
             places = left.nonzero()[:, 0]
             left = left.clone()
             if len(places):
-                attack = PGD(norm=norm, eps=eps, steps=CURVE_STEPS)
+                attack = BothPGD(norm=norm, eps=eps, steps=CURVE_STEPS)
                 left[places] = withstood(net, images.take(places), attack, 0)
         rows.append(left)
     return torch.stack(rows)

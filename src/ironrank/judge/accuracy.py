@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.attacks.base import Attack, evaluation_mode
+from ironrank.attacks.losses import predicts
 from ironrank.data import Images
 from ironrank.linalg.precision import no_tf32
 
@@ -34,6 +35,8 @@ def batches(images: Images, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]
 def correct(model: nn.Module, images: Images) -> Tensor:
     """Return, for each image, whether the model is right; evaluation mode, restored afterwards.
 
+    A largest logit that is not a finite number names no class, and is wrong.
+
     Args:
         model: Maps pixels (b, c, h, w) to logits (b, classes).
         images: The images.
@@ -42,7 +45,7 @@ def correct(model: nn.Module, images: Images) -> Tensor:
         bool (n,), on the CPU.
     """
     with evaluation_mode(model):
-        return torch.cat([(model(x).argmax(1) == y).cpu() for x, y in batches(images)])
+        return torch.cat([predicts(model(x), y).cpu() for x, y in batches(images)])
 
 
 def accuracy(model: nn.Module, images: Images) -> float:
@@ -78,11 +81,11 @@ def withstood(model: nn.Module, images: Images, attack: Callable[..., Tensor], s
     with evaluation_mode(model):
         for x, y in batches(images):
             with torch.no_grad():
-                right = model(x).argmax(1) == y
+                right = predicts(model(x), y)
             if right.any():
                 attacked = attack(model, x[right], y[right], generator=generator)
                 with torch.no_grad():
-                    right[right.clone()] = model(attacked).argmax(1) == y[right]
+                    right[right.clone()] = predicts(model(attacked), y[right])
             results.append(right.cpu())
     return torch.cat(results)
 

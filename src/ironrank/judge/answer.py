@@ -11,7 +11,7 @@ from torch import Tensor
 from ironrank import __version__
 from ironrank.bench.machine import machine
 from ironrank.judge.check import Check
-from ironrank.judge.ensemble import UNIVERSAL
+from ironrank.judge.ensemble import PROBE, SURVIVORS, UNIVERSAL
 from ironrank.judge.question import SCHEMA, Asked
 from ironrank.judge.sanity import curve_of
 from ironrank.judge.tally import CLEAN, Tally
@@ -35,8 +35,11 @@ def answer_of(
         Plain values.
     """
     question, n = asked.question, len(tally.right)
-    inside = sum(result.inside for result in tally.results)
-    verdict, robust = verdict_of(int(tally.standing.sum()), n, inside, checks)
+    ran = [result.trial.where for result in tally.results if result.inside and not result.error]
+    more = sum(where in (PROBE, SURVIVORS) for where in ran) if tally.probe < n else 0
+    verdict, robust = verdict_of(
+        int(tally.standing.sum()), n, len(ran) - more, checks, more=more, probe=tally.probe
+    )
     return {
         "schema": SCHEMA,
         "name": name or asked.target.name,
@@ -65,9 +68,9 @@ def answer_of(
 
 
 def _attacks(tally: Tally) -> list[dict[str, Any]]:
-    """Describe the attacks inside the ball, in order, with what each left of those before it."""
+    """Describe the attacks inside the ball that ran, in order, with what each left of those before it."""
     rows, stand = [], tally.right.clone()
-    for result in (result for result in tally.results if result.inside):
+    for result in (r for r in tally.results if r.inside and (not r.error or r.broken.any())):
         alone = stand & result.broken
         stand &= ~result.broken
         trial = result.trial

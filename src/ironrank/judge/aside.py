@@ -39,14 +39,14 @@ def aside(x: Tensor, reach: float, edge: float, generator: torch.Generator) -> T
         x: Pixels (b, ...).
         reach: How far a pixel moves at most.
         edge: Distance from black and white that is kept: the net may be undefined outside the box, where steps of this
-            length would lead.
+            length would lead. At most a quarter counts.
         generator: Source of randomness; all samples are moved alike.
 
     Returns:
         Pixels (b, ...) in [edge, 1 - edge].
     """
     shift, more = (torch.rand(x.shape[1:], generator=generator).to(x) for _ in range(2))
-    edges = edge + reach * more  # one for each pixel
+    edges = min(edge, 0.25) + reach * more  # one for each pixel
     return torch.minimum(torch.maximum(x + reach * (2 * shift - 1), edges), 1 - edges)
 
 

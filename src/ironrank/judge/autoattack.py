@@ -28,11 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.attacks.base import under_attack
+from ironrank.attacks.losses import predicts
 from ironrank.attacks.threat import NORMS
 from ironrank.data import Images
 from ironrank.errors import IronrankError
 from ironrank.files import read_tensors, write_tensors
 from ironrank.judge.adapter import fit, installed, listening, named, run, takes
+from ironrank.judge.fingerprint import fingerprint, tensor_bytes
 
 VERSIONS: dict[str, tuple[str, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -133,7 +135,7 @@ def autoattack(
         "version": version,
         "seed": seed,
         "package": named(name),
-        "model": _digest(model),
+        "model": fingerprint(model),
     }
     starts = range(0, len(images), batch_size)[shard[0] :: shard[1]]
     found = []
@@ -184,7 +186,7 @@ def _judged(
     with under_attack(model), torch.random.fork_rng(devices), listening(module) as log:
         with torch.no_grad():
             logits = model(x)
-        broken_by[logits.argmax(1) != y] = WRONG
+        broken_by[~predicts(logits, y)] = WRONG
         attack = module.AutoAttack(
             takes(model), norm=asked["norm"], eps=asked["eps"], seed=asked["seed"],
             version=asked["version"], device=str(device),
@@ -202,25 +204,12 @@ def _judged(
     return broken_by.cpu(), adversarial.cpu(), log.getvalue()
 
 
-def _digest(model: nn.Module) -> str:
-    """Return a short hash of a model: its printed form, its weights and its buffers."""
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()[:16]
-
-
 def _key(asked: dict[str, Any], x: Tensor, y: Tensor) -> str:
     """Return a short hash of what was asked about these images."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    digest.update(_bytes(x))
-    digest.update(_bytes(y))
+    digest.update(tensor_bytes(x))
+    digest.update(tensor_bytes(y))
     return digest.hexdigest()[:16]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _write(path: Path, result: tuple[Tensor, Tensor, str], asked: dict[str, Any]) -> None:

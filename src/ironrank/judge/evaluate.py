@@ -27,7 +27,9 @@ from ironrank.bench.latency import latency
 from ironrank.data import Data, Images, images_of
 from ironrank.files import plain_json, write_json
 from ironrank.judge.accuracy import accuracy, robust_accuracy
+from ironrank.judge.both import BothPGD
 from ironrank.judge.examples import write_examples
+from ironrank.judge.first_look import look_at
 from ironrank.layers import Factored
 from ironrank.linalg import condition_number, orthonormality_error, singular_values
 from ironrank.own import own
@@ -71,6 +73,7 @@ def evaluate(
     """
     images = images_of(images)
     judged, device = for_inference(model), images.device
+    look_at(judged, images, "evaluate")
     robust = [
         _described(a) | {"accuracy": robust_accuracy(judged, images, a, seed), "n": len(images)}
         for a in attacks
@@ -148,8 +151,8 @@ def evaluate_folder(
         check_radius(norm, radius)
     pgd = PGD(norm=norm, eps=radii[-1], steps=steps, restarts=restarts)
     attacks: list[Attack] = [FGSM(norm=norm, eps=radius) for radius in radii]
-    attacks += [PGD(norm=norm, eps=radius, steps=steps, restarts=restarts) for radius in radii]
-    curve = [PGD(norm=norm, eps=factor * max(radii), steps=steps) for factor in CURVE]
+    attacks += [BothPGD(norm=norm, eps=radius, steps=steps, restarts=restarts) for radius in radii]
+    curve = [BothPGD(norm=norm, eps=factor * max(radii), steps=steps) for factor in CURVE]
     result = evaluate(net, images, attacks, curve=curve, seed=seed, latency_runs=latency_runs,
                       dense=_architecture(run, given))  # fmt: skip
     result |= {

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ironrank import __version__
-from ironrank.attacks.threat import NORMS
+from ironrank.attacks.threat import NORMS, check_radius
 from ironrank.data import DATASETS, Data, Dataset
 from ironrank.errors import IronrankError, nearest
 from ironrank.judge.blocks import Work
@@ -64,6 +64,7 @@ class Question:
             raise IronrankError(
                 f"audit with eps={self.eps:g}: a number above 0 is needed, in pixel units, such as 8/255"
             )
+        check_radius(self.norm, self.eps, "audit with eps")
         if isinstance(self.level, str) and self.level not in LEVELS:
             raise IronrankError(f"audit at level {self.level!r}: {nearest(self.level, list(LEVELS))}")
         if self.n is not None and self.n < 0:

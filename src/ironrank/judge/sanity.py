@@ -27,6 +27,7 @@ from ironrank.judge.tally import Result, Tally
 
 SAID, BENT = 0.02, 0.1  # share of points met by attacks at which a net may say otherwise afterwards, or bend
 SHARE, IMAGES = 0.02, 2  # of the probe may be found by a weaker attack alone: this share, or so many
+MOST = 0.25  # but of few images not more than this share
 
 
 def sanity(tally: Tally, classes: int) -> list[Check]:
@@ -84,7 +85,7 @@ def _autoattack(tally: Tally) -> list[Check]:
     )
     share, n = result.free.double().mean().item(), len(result.free)
     text = f"its Square broke {int(result.free.sum())} of {n} images that its white-box attacks had left"
-    return [said, Check("Square below AutoAttack", share, max(SQUARE_SHARE, IMAGES / n), text)]
+    return [said, Check("Square below AutoAttack", share, _allowed(n, SQUARE_SHARE), text)]
 
 
 def _held(name: str, tally: Tally, what: str, limit: float, how: str) -> list[Check]:
@@ -107,8 +108,8 @@ def _curve(tally: Tally) -> list[Result]:
     return sorted(results, key=lambda result: result.trial.attack.eps)
 
 
-def _allowed(n: int) -> float:
-    return max(SHARE, IMAGES / n)
+def _allowed(n: int, share: float = SHARE) -> float:
+    return min(max(share, IMAGES / n), MOST)
 
 
 def _named(tally: Tally, name: str) -> Result | None:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ironrank.attacks.base import Attack, evaluation_mode
+from ironrank.attacks.losses import predicts
 from ironrank.attacks.threat import project
 from ironrank.data import mix
 from ironrank.errors import IronrankError
+from ironrank.judge.first_look import FEW, first_look
 from ironrank.judge.guests import StandardAutoAttack
 from ironrank.judge.samples import Samples, batches_of
 from ironrank.judge.target import Target
@@ -135,7 +137,7 @@ class Subject:
             yield
 
     def right(self, samples: Samples) -> Tensor:
-        """Return where the net names the true class by finite logits, bool (n,) on the CPU."""
+        """Return where the net names the true class, see `predicts`, bool (n,) on the CPU."""
         return torch.cat([right(self.target.model, part.x, part.y) for part in batches_of(samples, BATCH)])
 
     def tried(
@@ -172,9 +174,8 @@ class Subject:
 
 @torch.no_grad()
 def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return where a model names the class ``y`` by finite logits, bool (b,) on the CPU; pixels are left alone."""
-    logits = model(x.clone())
-    return ((logits.argmax(1) == y) & logits.isfinite().all(1)).cpu()
+    """Return where a model names the class ``y``, see `predicts`, bool (b,) on the CPU; pixels are left alone."""
+    return predicts(model(x.clone()), y).cpu()
 
 
 def subject_of(target: Target, samples: Samples, norm: str, eps: float, seed: int) -> Subject:
@@ -195,34 +196,12 @@ def subject_of(target: Target, samples: Samples, norm: str, eps: float, seed: in
     """
     subject = Subject(target, norm, eps, seed, 0)
     with subject.judged():
-        few = samples.part(slice(0, 8))
-        logits, faceless = _first_logits(target, few), _is_faceless(target.model, few.x)
-    if samples.y.max() >= logits.shape[1] or samples.y.min() < 0:
-        raise IronrankError(
-            f"audit of {target.name}: {logits.shape[1]} logits, but a label is {int(samples.y.max())}; "
-            "is it the right data set?"
-        )
+        few = samples.part(slice(0, FEW))
+        logits = first_look(target.model, few.x, samples.y, f"audit of {target.name}")
+        faceless = _is_faceless(target.model, few.x)
     return replace(
         subject, classes=logits.shape[1], probabilities=_are_probabilities(logits), faceless=faceless
     )
-
-
-def _first_logits(target: Target, few: Samples) -> Tensor:
-    shape = tuple(few.x.shape)
-    try:
-        with torch.no_grad():
-            logits = target.model(few.x.clone())
-    except Exception as error:  # it is the user's code: whatever it raises is reported
-        reason = " ".join(str(error).split())[:200]
-        raise IronrankError(
-            f"audit of {target.name}: it does not take images of shape {shape} ({reason}); is it the right data set?"
-        ) from None
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(few) or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise IronrankError(
-            f"audit of {target.name}: for {shape} it returned {got}; logits (b, classes) are needed"
-        )
-    return logits.float()
 
 
 def _are_probabilities(logits: Tensor) -> bool:

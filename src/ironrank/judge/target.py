@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from ironrank.judge.fingerprint import fingerprint
 from ironrank.training.run import Run
 
 
@@ -41,26 +41,8 @@ class Target:
         return self
 
     def fingerprint(self) -> str:
-        """Return a hash of structure, weights and plain attributes of the judged form and the sources.
-
-        Returns:
-            16 hexadecimal digits.
-        """
-        digest = hashlib.sha256()
-        for name, net in (("", self.model), *sorted(self.sources.items())):
-            digest.update(f"{name}\n{net}".encode())
-            for place, module in net.named_modules():
-                digest.update(f"{place} {_plain(module)}".encode())
-            for key, tensor in net.state_dict().items():
-                digest.update(key.encode())
-                if isinstance(tensor, torch.Tensor):
-                    digest.update(
-                        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                    )
-        return digest.hexdigest()[:16]
-
-
-def _plain(module: nn.Module) -> list[tuple[str, object]]:
-    """Return what a module holds beside tensors and modules and a hash can tell, such as a temperature."""
-    held = ((key, value) for key, value in vars(module).items() if isinstance(value, (bool, int, float, str)))
-    return sorted((key, value) for key, value in held if key != "training")
+        """Return a hash of the judged form, its other forms and the sources."""
+        named = {f"form {name}": net for name, net in self.forms.items()}
+        named |= {f"source {name}": net for name, net in self.sources.items()}
+        names = sorted(named)
+        return f"{fingerprint(self.model, *(named[name] for name in names))} {' '.join(names)}".strip()

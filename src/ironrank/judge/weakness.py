@@ -36,6 +36,7 @@ from ironrank.data.seeds import mix
 from ironrank.errors import IronrankError
 from ironrank.judge.accuracy import batches
 from ironrank.judge.evaluate import describe_layer
+from ironrank.judge.first_look import look_at
 from ironrank.layers import Factored, frozen
 from ironrank.linalg import singular_values
 from ironrank.linalg.precision import no_tf32
@@ -90,6 +91,7 @@ def weakness(
         )
     check_radius(norm, eps)
     net = deploy(model).eval()
+    look_at(net, images, "weakness")
     perturbed, perturbation = _universal(net, images, eps, norm, steps, seed)
     with evaluation_mode(net), frozen(net):
         jacobian, jacobian_directions = _jacobian(net, images, directions)
