@@ -119,7 +119,7 @@ def evaluate_folder(
     save: bool = True,
     model: nn.Module | str | None = None,
 ) -> dict[str, Any]:
-    """Measure the net of a run folder, on its test set.
+    """Measure the net of a run folder, on its test set: FGSM, and PGD on cross-entropy and then on the margin.
 
     Args:
         folder: Run folder.
