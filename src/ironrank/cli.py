@@ -187,7 +187,9 @@ def evaluate(
     eps: Annotated[
         str | None, typer.Option("--eps", metavar="LIST", help="Radii, such as 4/255,8/255.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps of PGD, on each of two losses.")] = 20,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", help="Steps of PGD, on each of two losses.")
+    ] = 20,
     restarts: Annotated[int, typer.Option("--restarts", metavar="N", help="Random starts of PGD.")] = 1,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random starts.")] = 0,
     device: Annotated[str, typer.Option("--device", metavar="D", help="Torch device.")] = "cpu",
