@@ -16,7 +16,7 @@ from cases import Fit, small_batch, small_net
 from ironrank.errors import IronrankError
 from ironrank.layers import FactoredLinear
 from ironrank.linalg import USV, condition_number, orthonormality_error
-from ironrank.methods import METHODS, UV, CondLR
+from ironrank.methods import CSTAR, METHODS, UV, ADMMFilters, CondLR
 from ironrank.methods.condlr import NO_BOUND
 from ironrank.methods.tangent import corrected, make_tangent
 from ironrank.optim import SGD, AdamW
@@ -424,6 +424,31 @@ def test_a_fused_optimizer_under_a_scaler_skips_a_step_that_overflowed():
             same = all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
             assert same == bool(found)
         assert CondLR().watch(net, {})["max_cond"] <= 1.2 + 1e-5
+
+
+@pytest.mark.parametrize("method", [
+    CSTAR(budget="params=2x", rho=1.0, every=2, first="low-rank", last="low-rank"),
+    ADMMFilters(budget="params=2x", rho=1.0, rho_max=1.0, every=2),
+    CondLR(tau=0.2),
+    METHODS["cayley"](),
+], ids=lambda method: method.name)  # fmt: skip
+def test_a_fused_optimizer_under_a_scaler_takes_the_steps_of_one_without(method):
+    weights = []
+    for scale in (None, 65536.0):
+        net, (x, y) = small_net(), small_batch()
+        net = factorize(net, 0.5) if method.name == "condlr" else net
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        attachment = method.attach(net, optimizer)
+        for _ in range(6):
+            optimizer.zero_grad()
+            scaler.scale(F.cross_entropy(net(x), y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert attachment.steps == 6
+        weights.append([p.detach() for p in net.parameters()])
+    for plain, scaled in zip(*weights, strict=True):
+        assert torch.allclose(plain, scaled, atol=1e-5)
 
 
 def test_methods_that_move_different_weights_may_share_an_optimizer():

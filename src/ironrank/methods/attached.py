@@ -110,6 +110,7 @@ class Attached:
         self._skipped = bool(getattr(optimizer, "found_inf", None))
         if self._skipped:
             return
+        _unscale(optimizer)
         sums = [p.grad.sum(dtype=torch.float32) for p in self._moved if p.grad is not None]
         if sums and not torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all():
             raise IronrankError("attach: a gradient is not finite; the step is not taken and the weights are as they "
@@ -183,6 +184,19 @@ class AttachedADMM(Attached):
 
     def _behind(self) -> None:
         self._method.behind(self._model, self.state, self.steps)
+
+
+def _unscale(optimizer: Any) -> None:
+    """Divide the gradients by the scale of a GradScaler, where the optimizer was about to do so in its own step.
+
+    Momenta and pulls towards targets are not scaled: a method cannot add them to gradients that are.
+    """
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+        p.grad.div_(scale.to(p.grad.device))
+    optimizer.grad_scale = None
 
 
 def _held(optimizer: torch.optim.Optimizer) -> set[int]:
