@@ -20,7 +20,7 @@ from ironrank.errors import IronrankError
 from ironrank.files import write_json
 from ironrank.methods import SVD, UV, CondLR, Dense
 from ironrank.models import VGG16, Given, LeNet5
-from ironrank.objectives import Clean, Madry
+from ironrank.objectives import Clean, Free, Madry, Trades
 from ironrank.optim import SGD, AdamW, Cosine, OneCycle, Steps
 from ironrank.recipes import RECIPES
 from ironrank.recipes.stages import fine_tuned
@@ -157,6 +157,33 @@ def test_a_new_member_takes_over_what_means_the_same() -> None:
     assert run.validate == FGSM(eps=0.3, norm="L2")
     assert lenet("data=cifar10", data="there").data == CIFAR10(folder="there", validation=0.25)
     assert lenet("model.width=0.5", "model=vgg16").model == VGG16(width=0.5)
+
+
+def test_a_new_objective_trains_against_the_same_ball() -> None:
+    robust = ["objective=madry", "objective.attack.norm=L2"]
+    run = override(
+        lenet(*robust, "objective.attack.eps=0.3", "objective.attack.step_size=0.1"), [("objective", "free")]
+    )
+    assert run.objective == Free(norm="L2", eps=0.3) and run.validate.eps == 0.3
+    back = override(run, [("objective", "trades")])
+    assert back.objective == Trades(
+        attack=dataclasses.replace(Trades().attack, norm="L2", eps=0.3, step_size=None)
+    )
+    assert (
+        override(run, [("objective", "madry"), ("objective.attack.eps", "0.2")]).objective.attack.eps == 0.2
+    )
+    assert override(back, [("objective", "free"), ("objective.eps", "0.1")]).objective == Free(
+        norm="L2", eps=0.1
+    )
+    run = override(build_run("cstar/lenet5-mnist", ["mode=cstar"]), [("objective", "free")])
+    while isinstance(run, Run):
+        assert run.objective.threat == ("Linf", 0.3) and run.validate.eps == 0.3
+        run = run.start
+    assert isinstance(override(back, [("objective", "clean")]).objective, Clean)
+    near = override(
+        lenet("objective=free", "objective.eps=16/255"), [("objective", "madry")]
+    ).objective.attack
+    assert near.step_size == pytest.approx(4 / 255), "steps grow with eps"
 
 
 def test_a_new_member_keeps_its_own_defaults_where_they_differ() -> None:

@@ -2,7 +2,7 @@
 
     mode=svd nominal=50          arguments of the recipe, by their bare name; they come first
     epochs=2 batch_size=64       settings of the run
-    method=svd                   another member of the family; what means the same in both stays
+    method=svd                   another member of the family; what means the same stays, so does an objective's ball
     objective.attack.eps=8/255   a setting of the member
     method.ranks={"fc1": 10}     JSON where a table is needed; lists as JSON or with commas
     start=runs/dense             an earlier run folder; ``none`` where that is allowed
@@ -24,6 +24,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ironrank.errors import IronrankError, nearest
+from ironrank.objectives import Objective
 from ironrank.recipes import RECIPES
 from ironrank.settings import Settings, hints_of, number, settings_in
 from ironrank.training import FAMILIES, Run
@@ -100,12 +101,7 @@ def _watched(before: Run, run: Run) -> Run:
     old, new, attack = before.objective.threat, run.objective.threat, run.validate
     if new in (None, old) or old not in (None, (attack.norm, attack.eps)):
         return run
-    norm, eps = new
-    if norm == attack.norm and eps and attack.eps:
-        attack = attack.scaled(eps / attack.eps)
-    elif "step_size" in hints_of(type(attack)):
-        attack = dataclasses.replace(attack, step_size=None)  # type: ignore[call-arg]
-    return dataclasses.replace(run, validate=dataclasses.replace(attack, norm=norm, eps=eps))
+    return dataclasses.replace(run, validate=attack.inside(*new))
 
 
 def _override(run: Run, path: str, text: str) -> Run:
@@ -283,7 +279,10 @@ def _member(text: str, family: type[Settings], where: str, old: Any) -> Settings
         raise IronrankError(f"{where}={text!r}: {nearest(text, list(members))}")
     if type(old) is members[text]:
         return old
-    return members[text](**({} if old is None else _shared(old, members[text])))
+    new = members[text](**({} if old is None else _shared(old, members[text])))
+    if not isinstance(old, Objective) or not isinstance(new, Objective) or old.threat in (None, new.threat):
+        return new
+    return new.facing(*old.threat)  # one keeps its ball itself, another in its attack
 
 
 def _shared(old: Settings, new: type[Settings]) -> dict[str, Any]:

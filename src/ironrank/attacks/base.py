@@ -132,6 +132,19 @@ class Attack(Settings):
         """
         return replace(self, eps=share * self.eps)
 
+    def inside(self, norm: str, eps: float) -> Self:
+        """Return the same attack in another ball; what is measured in eps changes with it.
+
+        Args:
+            norm: Norm of the ball.
+            eps: Its radius, pixel units.
+
+        Returns:
+            The attack.
+        """
+        same = norm == self.norm and self.eps and eps
+        return replace(self.scaled(eps / self.eps) if same else self, norm=norm, eps=eps)
+
     def describe(self) -> str:
         """Return the attack in a few words for a table, without eps."""
         return f"{self.label().upper()} {self.norm}{self._loss_note()}"

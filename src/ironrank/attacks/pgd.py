@@ -136,6 +136,11 @@ class PGD(Attack):
         step = None if self.step_size is None else share * self.step_size
         return replace(self, eps=share * self.eps, step_size=step)
 
+    def inside(self, norm: str, eps: float) -> Self:
+        """Return the same attack in another ball, in another norm with steps of default length; see `Attack.inside`."""
+        moved = super().inside(norm, eps)
+        return moved if norm == self.norm and self.eps and eps else replace(moved, step_size=None)
+
     def describe(self) -> str:
         """Return the attack in a few words for a table, without eps."""
         restarts = "" if self.restarts == 1 else f" x{self.restarts}"

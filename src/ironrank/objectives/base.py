@@ -65,6 +65,18 @@ class Objective(Settings):
         """
         return self.threat
 
+    def facing(self, norm: str, eps: float) -> Objective:
+        """Return the same objective against another ball; itself where there is no adversary.
+
+        Args:
+            norm: Norm of the ball.
+            eps: Its radius, pixel units.
+
+        Returns:
+            The objective.
+        """
+        return self
+
     @property
     def attack_steps(self) -> int:
         """Gradient steps of the adversary on each batch; 0 where there is none."""

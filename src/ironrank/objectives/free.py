@@ -54,6 +54,10 @@ class Free(Objective):
         """Norm and eps."""
         return self.norm, self.eps
 
+    def facing(self, norm: str, eps: float) -> Free:
+        """Return the same objective, delta in another ball; see `Objective.facing`."""
+        return replace(self, norm=norm, eps=eps)
+
     @property
     def attack_steps(self) -> int:
         """The perturbation moves once in each replay."""

@@ -49,6 +49,10 @@ class Robust(Objective):
         """Norm and eps of the attack."""
         return self.attack.norm, self.attack.eps
 
+    def facing(self, norm: str, eps: float) -> Robust:
+        """Return the same objective, its attack in another ball; see `Objective.facing`."""
+        return replace(self, attack=self.attack.inside(norm, eps))
+
     def threat_now(self, memory: Memory) -> tuple[str, float] | None:
         """Return norm and eps of the next step; see `Objective.threat_now`."""
         return self._now(memory).threat
