@@ -213,7 +213,7 @@ class MethodCase(NamedTuple):
     bounded: bool = (
         False  # whether weights cannot grow, so that a large learning rate does not make them infinite
     )
-    cuts_at_prepare: bool = False  # whether its default settings drop more than rank before training
+    cuts_at_prepare: bool = False  # whether it drops more than rank before training
     turns: bool = False  # whether factors are decomposed, and may turn where singular values are close
 
 

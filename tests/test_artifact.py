@@ -148,7 +148,7 @@ def test_the_layout_says_which_layers_hold_what():
     net = WideResNet(width=0.125).build(SPEC)
     assert layout_of(net)["layers"] == {}
     for method in METHODS.values():
-        made = method().prepare(LeNet5(width=0.1).build(DataSpec((1, 28, 28), 10, (0.0,), (1.0,))))
+        made = method().prepare(LeNet5(width=0.3).build(DataSpec((1, 28, 28), 10, (0.0,), (1.0,))))
         layout, layers = layout_of(made), dict(factored_layers(made))
         assert layout["layers"].keys() == layers.keys() and layout["widths"].keys() == narrowed(made).keys()
         assert all(entry["core"] == (layers[n].S is not None) for n, entry in layout["layers"].items())

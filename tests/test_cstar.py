@@ -400,7 +400,24 @@ def test_nets_that_cannot_be_compressed_are_refused():
     with pytest.raises(IronrankError, match="no layer matches 'fc9'"):
         CSTAR(exclude=("fc9",)).prepare(small_net())
     with pytest.raises(IronrankError, match=r"params=64x: the smallest this net can become is 4.61x"):
-        CSTAR(budget="params=64x").init(small_net())
+        CSTAR(budget="params=64x").prepare(small_net())
+
+
+@pytest.mark.parametrize("budget, form", [
+    ("params=8x", "tucker2"), ("params=64x", "channel"), ("macs=1000", "auto"), ("bytes=2KB", "spatial"),
+])  # fmt: skip
+@pytest.mark.parametrize("limits", [{}, {"min_rank": 3, "round_to": 2}])
+def test_a_budget_is_refused_by_shapes_as_it_would_be_by_weights(budget, form, limits):
+    net = LeNet5(width=0.3).build(GRAY)
+    method = CSTAR(budget=budget, form=form, input_shape=(1, 28, 28), **limits, **FREE)
+    said = []
+    for call in (method.prepare, method.plan):
+        try:
+            call(net)
+            said.append("")
+        except IronrankError as error:
+            said.append(str(error))
+    assert said[0] == said[1] and bool(said[0]) == (budget != "params=8x")
 
 
 def test_ranks_as_tensors():

@@ -22,7 +22,7 @@ from ironrank.files import read_tensors, write_tensors
 from ironrank.judge import evaluate_folder
 from ironrank.judge.before import before
 from ironrank.linalg import condition_number
-from ironrank.methods import SVD, UV, CondLR, Dense
+from ironrank.methods import CSTAR, SVD, UV, CondLR, Dense
 from ironrank.models import Given
 from ironrank.objectives import Clean, Madry
 from ironrank.settings import encode
@@ -137,6 +137,13 @@ def test_three_stages(mnist, tmp_path):
     ranks = [{name: layer.rank for name, layer in factored_layers(net)} for net in (middle, last)]
     assert ranks[0] == ranks[1] and len(ranks[0]) == 4
     assert not torch.equal(last.fc1.U, middle.fc1.U)
+
+
+def test_a_budget_out_of_reach_shows_before_the_first_stage_is_trained(mnist, tmp_path):
+    run = tiny_run(mnist, method=CSTAR(budget="params=500x"), start=tiny_run(mnist))
+    with refuses("params=500x: the smallest this net can become is"):
+        train(tiny_run(mnist, start=run), tmp_path / "run")
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_a_chain_that_died_goes_on_with_the_same_bits(mnist, tmp_path):

@@ -51,7 +51,7 @@ from ironrank.layers import full_rank
 from ironrank.methods import targets
 from ironrank.methods.admm import ADMM
 from ironrank.methods.base import State
-from ironrank.ranks import Choice, fit, parse_budget
+from ironrank.ranks import Choice, check_reach, fit, parse_budget
 from ironrank.ranks.cost import check_wish
 from ironrank.settings import setting
 from ironrank.surgery import Plan, Row, apply_plan, factored_layers, plan
@@ -130,15 +130,16 @@ class CSTAR(ADMM):
             raise IronrankError(f"cstar.budget={self.budget!r} needs cstar.input_shape, such as (3, 32, 32)")
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Leave the model dense; refuse one that has no layer to compress.
+        """Leave the model dense; refuse one that has no layer to compress, or cannot become as small.
 
         Args:
-            model: The dense model.
+            model: The dense model; only its shapes matter.
 
         Returns:
             The same model, unchanged.
         """
-        self.names(model)
+        check_reach(model, self.names(model), self.budget, form=self.form, example=self._example(model),
+                    min_rank=self.min_rank, round_to=self.round_to)  # fmt: skip
         return model
 
     def init(self, model: nn.Module) -> State:
@@ -259,11 +260,12 @@ class CSTAR(ADMM):
             The choice; ``print`` shows it as a table.
         """
         weights = targets.weights_of(model, self.names(model)) if weights is None else weights
-        example, factors = None, None
-        if self.input_shape:
-            example = next(model.parameters()).new_zeros(1, *self.input_shape)
+        factors = None
         if self.errors == "relative":
             norms = {name: float(W.double().square().sum()) for name, W in weights.items()}
             factors = {name: 1 / norm if norm else 1.0 for name, norm in norms.items()}
-        return fit(model, weights, self.budget, form=self.form, example=example, weights=weights, factors=factors,
-                   min_rank=self.min_rank, round_to=self.round_to)  # fmt: skip
+        return fit(model, weights, self.budget, form=self.form, example=self._example(model), weights=weights,
+                   factors=factors, min_rank=self.min_rank, round_to=self.round_to)  # fmt: skip
+
+    def _example(self, model: nn.Module) -> Tensor | None:
+        return next(model.parameters()).new_zeros(1, *self.input_shape) if self.input_shape else None

@@ -14,7 +14,7 @@ cores      sizes at given ranks, for layers that hold cores already
 from ironrank.ranks.budget import Budget, parse_budget
 from ironrank.ranks.choose import Choice, choose, energy, uniform, within
 from ironrank.ranks.cost import Site, sites
-from ironrank.ranks.fit import fit
+from ironrank.ranks.fit import check_reach, fit
 from ironrank.ranks.keep import keep_rank
 from ironrank.ranks.latency import LatencyTable
 from ironrank.ranks.menu import Menu, Option, menu
@@ -23,6 +23,7 @@ from ironrank.ranks.weighting import Moments, project, second_moments, sensitivi
 __all__ = [
     "keep_rank",
     "fit",
+    "check_reach",
     "Budget",
     "parse_budget",
     "Choice",

@@ -25,7 +25,7 @@ from ironrank.ranks.cost import (
     sites,
 )
 from ironrank.ranks.latency import Timer, measure, median_ms
-from ironrank.ranks.menu import Menu, menu
+from ironrank.ranks.menu import Menu, least, menu
 from ironrank.ranks.weighting import Moments
 
 
@@ -130,12 +130,53 @@ def within_budget(menus: tuple[Menu, ...], budget: Budget, before: float, fixed:
     Raises:
         IronrankError: If the net cannot become that small, or costs less already.
     """
-    limit = budget.limit(before)
-    least = fixed + sum(menu.options[0].cost for menu in menus)
-    if least > limit:
-        smallest = f"{before / least:.3g}x ({shown(budget.cost, least)} of {shown(budget.cost, before)})"
-        raise IronrankError(f"{budget.text}: the smallest this net can become is {smallest}; "
-                            f"{shown(budget.cost, fixed)} of that lie outside of the layers that may become low-rank: "
-                            "ask for less, include more layers, or lower min_rank")  # fmt: skip
+    limit = _reached(budget, before, fixed, sum(menu.options[0].cost for menu in menus))
     options, bound = choose(menus, limit - fixed)
     return Choice(menus, tuple(options), before, fixed, limit, bound, budget)
+
+
+def check_reach(
+    model: nn.Module,
+    names: Iterable[str],
+    budget: str,
+    *,
+    form: str = "auto",
+    example: Any = None,
+    min_rank: int = 1,
+    round_to: int = 1,
+) -> None:
+    """Refuse a budget that no ranks can meet; only shapes matter.
+
+    Args:
+        model: The model, dense in these layers.
+        names: Full names of the layers that may become low-rank.
+        budget: Of params, macs or bytes.
+        form: As for `fit`.
+        example: Input of the model; needed for macs.
+        min_rank: Smallest rank of a layer that does not stay dense.
+        round_to: Ranks are multiples of this, or full.
+
+    Raises:
+        IronrankError: If the net cannot become that small, or costs less already.
+
+    Example:
+        >>> check_reach(nn.Linear(64, 64), [""], "params=16x")
+    """
+    parsed, wishes = parse_budget(budget), dict.fromkeys(names, form)
+    found = sites(model, wishes, example)
+    cost, before = _measured(model, found, parsed, wishes, example, median_ms)
+    fixed = max(0.0, before - sum(float(cost(site, "dense", DENSE)[0]) for site in found))
+    _reached(
+        parsed, before, fixed, sum(least(s, cost, form, min_rank=min_rank, round_to=round_to) for s in found)
+    )
+
+
+def _reached(budget: Budget, before: float, fixed: float, cheapest: float) -> float:
+    """Return the limit of a budget; refuse one below the cheapest options and what is fixed."""
+    limit, smallest = budget.limit(before), fixed + cheapest
+    if smallest > limit:
+        reach = f"{before / smallest:.3g}x ({shown(budget.cost, smallest)} of {shown(budget.cost, before)})"
+        raise IronrankError(f"{budget.text}: the smallest this net can become is {reach}; "
+                            f"{shown(budget.cost, fixed)} of that lie outside of the layers that may become low-rank: "
+                            "ask for less, include more layers, or lower min_rank")  # fmt: skip
+    return limit

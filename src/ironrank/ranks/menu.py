@@ -26,7 +26,7 @@ from torch import Tensor
 from ironrank.errors import IronrankError
 from ironrank.layers.forms import Rank, full_rank, to_matrix
 from ironrank.linalg.precision import full_precision
-from ironrank.linalg.tucker import check_ranks, full_ranks
+from ironrank.linalg.tucker import check_ranks
 from ironrank.ranks.cost import DENSE, Array, Cost, Site, params
 
 
@@ -160,26 +160,50 @@ def menu(
         tilted = weight if roots is None else roots[kind].tilt(weight)
         errors = tucker_errors(tilted) if kind == "tucker2" else matrix_errors(to_matrix(tilted, kind))
         energy = max(energy, float(errors.flat[0]) * factor)
-        pairs = _pairs(site, errors, kind, min_rank, round_to) if rank is None else given[kind]
+        pairs = _pairs(site, kind, min_rank, round_to) if rank is None else given[kind]
         lost = factor * (errors[pairs[:, 0], pairs[:, 1]] if kind == "tucker2" else errors[pairs[:, 0]])
-        deploys_dense = params(site, kind, pairs) >= math.prod(site.shape)
-        found += _pareto(kind, pairs, np.where(deploys_dense, dense, cost(site, kind, pairs)), lost)
+        found += _pareto(kind, pairs, _deployed(site, cost, kind, pairs), lost)
     if rank is None:
         found = [option for option in found if option.cost < dense] + [Option("dense", None, dense, 0.0)]
     return Menu(site.name, energy, dense, tuple(_best(found)))
 
 
-def _pairs(site: Site, errors: Array, kind: str, min_rank: int, round_to: int) -> Array:
+def least(site: Site, cost: Cost, form: str = "auto", *, min_rank: int = 1, round_to: int = 1) -> float:
+    """Return the cost of the cheapest option of a layer, which its shape decides.
+
+    Args:
+        site: The layer.
+        cost: What an option costs.
+        form: Wished form, or "auto" for the cheapest of all.
+        min_rank: Smallest rank, in Tucker-2 of each mode.
+        round_to: Ranks are multiples of this, or full.
+
+    Returns:
+        The cost of the first option of its `menu`, without a decomposition.
+
+    Example:
+        >>> least(Site("fc", (4, 4)), params)
+        8.0
+    """
+    pairs = {kind: _pairs(site, kind, min_rank, round_to) for kind in site.forms(form)}
+    dense = float(cost(site, "dense", DENSE)[0])
+    return min(dense, *(float(_deployed(site, cost, kind, rows).min()) for kind, rows in pairs.items()))
+
+
+def _deployed(site: Site, cost: Cost, kind: str, pairs: Array) -> Array:
+    """Return what rows of ranks cost (k,): as the dense layer, where they store as many numbers."""
+    as_dense = params(site, kind, pairs) >= math.prod(site.shape)
+    return np.where(as_dense, cost(site, "dense", DENSE), cost(site, kind, pairs))
+
+
+def _pairs(site: Site, kind: str, min_rank: int, round_to: int) -> Array:
     """Return all allowed ranks as rows (k, 2); a matrix form has its rank twice."""
-    if kind != "tucker2":
-        ranks = allowed(len(errors) - 1, min_rank, round_to)
+    full = full_rank(site.shape, kind)
+    if isinstance(full, int):
+        ranks = allowed(full, min_rank, round_to)
         return np.stack([ranks, ranks], 1)
     points = math.prod(site.kernel)
-    most = (
-        min(full, len(axis) - 1)
-        for full, axis in zip(full_ranks(site.shape), (errors, errors.T), strict=True)
-    )
-    axes = [allowed(full, min_rank, round_to) for full in most]
+    axes = [allowed(most, min_rank, round_to) for most in full]
     first, second = (grid.ravel() for grid in np.meshgrid(*axes, indexing="ij"))
     feasible = (first <= points * second) & (second <= points * first)  # more is idle in any core
     return np.stack([first, second], 1)[feasible]
