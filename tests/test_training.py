@@ -201,6 +201,22 @@ def test_a_method_for_trained_nets_says_that_it_has_none(mnist, tmp_path, method
     assert events == said * ["the method is meant for a trained net, and begins with random weights"]
 
 
+@pytest.mark.parametrize("change, said", [
+    ({"objective": Madry(attack=FGSM(eps=0.1), ramp=3)}, None),
+    ({"objective": Madry(attack=FGSM(eps=0.1), ramp=4)},
+     {"event": "eps does not grow to its full size in this training", "steps": 4, "objective.ramp": 4}),
+    ({"method": CSTAR(budget="params=2x", every=1, choose=3)}, None),
+    ({"method": CSTAR(budget="params=2x", every=1, choose=4)},
+     {"event": "ranks are chosen anew until the training ends", "updates": 4, "method.choose": 4}),
+    ({"method": CSTAR(budget="params=2x", every=5)},
+     {"event": "the training ends before the first update of the method's targets", "steps": 4, "method.every": 5}),
+    ({"method": CSTAR(budget="params=2x", every=5), "epochs": 0}, None),
+])  # fmt: skip
+def test_what_takes_more_steps_than_the_training_is_said(mnist, tmp_path, change, said):
+    folder = train(tiny_run(mnist, **({"epochs": 1} | change)), tmp_path / "run")
+    assert [line for line in lines_of(folder) if "event" in line] == ([] if said is None else [said])
+
+
 def test_without_held_out_images_the_best_is_the_last(mnist, tmp_path):
     folder = train(with_validation(tiny_run(mnist, method=CondLR(keep=0.5)), 0.0), tmp_path / "run")
     best, last = load_file(folder / "model.safetensors"), load_file(folder / "last.safetensors")

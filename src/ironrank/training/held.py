@@ -124,7 +124,7 @@ class Held:
         if self.rank == 0:
             write_json(self.out / "run.json", encode(self.run))
             keep_lines(self.out, self.progress.lines)
-        said = [] if self.progress.lines else remarks(self.run, self.start)
+        said = [] if self.progress.lines else remarks(self.run, self.start, self.steps)
         for event in said:
             self.log(event)
         barrier()

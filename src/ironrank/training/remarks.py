@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from ironrank.errors import IronrankError
+from ironrank.methods.admm import ADMM
 from ironrank.models import Given
 from ironrank.training.progress import Event
 from ironrank.training.run import Run, read_run
 
 
-def remarks(run: Run, start: str | None) -> list[Event]:
-    """Say where a method for trained nets has none, and where validation looks at another ball, or at trained images.
+def remarks(run: Run, start: str | None, steps: int) -> list[Event]:
+    """Say where a method, the ball and images of validation, or what is counted in steps, do not fit the training.
 
     Args:
         run: The run.
         start: Folder or file of the earlier stage, or None.
+        steps: Steps of the training.
 
     Returns:
         Lines for metrics.jsonl.
@@ -33,6 +35,24 @@ def remarks(run: Run, start: str | None) -> list[Event]:
     if held and start is not None and (before := _held(Path(start), run, held)) < held:
         found.append({"event": "validation looks at images that an earlier stage was trained on",
                       "share_of_them": 1 - before / held})  # fmt: skip
+    return found + (_too_long(run, steps) if steps else [])
+
+
+def _too_long(run: Run, steps: int) -> list[Event]:
+    """Say where eps is still growing when the training ends, and where a method by ADMM makes too few updates."""
+    found: list[Event] = []
+    if (ramp := getattr(run.objective, "ramp", 0)) >= steps:
+        found.append({"event": "eps does not grow to its full size in this training", "steps": steps,
+                      "objective.ramp": ramp})  # fmt: skip
+    if not isinstance(run.method, ADMM):
+        return found
+    updates, choose = steps // run.method.every, getattr(run.method, "choose", 0)
+    if updates == 0:
+        found.append({"event": "the training ends before the first update of the method's targets", "steps": steps,
+                      "method.every": run.method.every})  # fmt: skip
+    elif updates <= choose:
+        found.append({"event": "ranks are chosen anew until the training ends", "updates": updates,
+                      "method.choose": choose})  # fmt: skip
     return found
 
 
