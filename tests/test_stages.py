@@ -23,8 +23,8 @@ from ironrank.judge import evaluate_folder
 from ironrank.judge.before import before
 from ironrank.linalg import condition_number
 from ironrank.methods import CSTAR, SVD, UV, CondLR, Dense
-from ironrank.models import Given
-from ironrank.objectives import Clean, Madry
+from ironrank.models import Given, LeNet5
+from ironrank.objectives import Clean, Distill, Madry
 from ironrank.settings import encode
 from ironrank.surgery import factored_layers
 from ironrank.training import decode_run, initial_model, read_run, train
@@ -121,6 +121,19 @@ def test_a_net_of_ones_own_is_judged(mnist, tmp_path):
     row = evaluate_folder(folder, model=Mine(), n=16, steps=1, latency_runs=2)
     assert row["params_deployed"] < row["params_dense"] == sum(p.numel() for p in Mine().parameters())
     assert row["n"] == 16
+
+
+def test_a_saved_net_of_ones_own_teaches(mnist, tmp_path):
+    net = Mine()
+    saved = str(ironrank.save(net, tmp_path / "saved"))
+    run = tiny_run(mnist, model=Given(), objective=Distill(attack=FGSM(eps=0.1), teacher=saved), epochs=1)
+    folder = train(run, tmp_path / "run", model=net)
+    assert not same(load_model(folder, model=net).state_dict(), net.state_dict())
+    named = str(train(tiny_run(mnist, epochs=0), tmp_path / "lenet5"))
+    other = replace(run, objective=replace(run.objective, teacher=named))
+    assert (train(other, tmp_path / "other", model=net) / "model.safetensors").is_file()
+    with refuses("names no architecture"):
+        train(replace(run, model=LeNet5(width=0.1)), tmp_path / "built")
 
 
 # ---- chains of stages

@@ -183,11 +183,7 @@ def load_model(folder: Path | str, which: str = "best", model: nn.Module | None 
     Raises:
         IronrankError: If the folder holds no such model, or the file is damaged.
     """
-    path = Path(folder)
-    if path.is_dir():
-        if which not in WHICH:
-            raise IronrankError(f"which={which!r}: allowed is {', '.join(WHICH)}")
-        path = path / WHICH[which]
+    path = _file(folder, which)
     tensors, notes = read_tensors(path)
     layout = read_layout(notes, path)
     if model is None:
@@ -196,6 +192,21 @@ def load_model(folder: Path | str, which: str = "best", model: nn.Module | None 
     else:
         model = copy.deepcopy(model)
     return all_finite(restore(model, layout, tensors, str(path)), str(path)).eval()
+
+
+def of_ones_own(folder: Path | str) -> bool:
+    """Return whether a folder, or its safetensors file, is of a module of the user's own: it names no architecture."""
+    path = _file(folder, "best")
+    return not read_layout(read_tensors(path)[1], path).get("model")
+
+
+def _file(folder: Path | str, which: str) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        return path
+    if which not in WHICH:
+        raise IronrankError(f"which={which!r}: allowed is {', '.join(WHICH)}")
+    return path / WHICH[which]
 
 
 def all_finite(model: nn.Module, where: str) -> nn.Module:

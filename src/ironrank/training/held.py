@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironrank.artifact import Layout, layout_of, load_model, restore, save_model
+from ironrank.artifact import Layout, layout_of, load_model, of_ones_own, restore, save_model
 from ironrank.data import Images, Stream, mix, split
 from ironrank.errors import IronrankError
 from ironrank.files import write_json
@@ -75,10 +75,15 @@ class Held:
             self.state, self.progress = self._here(checkpoint.state), checkpoint.progress
             restore_optimizer(self.optimizer, checkpoint)
         self.objective = strengthened(run.objective, self.progress.stronger)
-        self.memory = self.objective.begin(lambda folder: load_model(folder).to(run.device))
+        self.memory = self.objective.begin(self._teacher)
         self.memory.tensors |= self._here(checkpoint.objective) if checkpoint else {}
         mean = self._here(checkpoint.average) if checkpoint else None
         self.average = Average(self.model, run.average, mean) if run.average else None
+
+    def _teacher(self, folder: str) -> nn.Module:
+        """Load a trained model; one whose folder names no architecture has that of the module given."""
+        own = self.given is not None and of_ones_own(folder)
+        return load_model(folder, model=self.given if own else None).to(self.run.device)
 
     def _here(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.run.device) for name, tensor in tensors.items()}
