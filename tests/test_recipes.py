@@ -17,10 +17,11 @@ from ironrank.linalg import condition_number
 from ironrank.methods import CSTAR, METHODS, SVD, CondLR, Dense
 from ironrank.models import count
 from ironrank.objectives import Clean
+from ironrank.ranks import check_reach
 from ironrank.recipes import RECIPES, dlrt, orthogonal, pruning, stages
 from ironrank.recipes.condlr import MODES, lenet5_mnist
 from ironrank.settings import encode
-from ironrank.surgery import deploy, factored_layers
+from ironrank.surgery import deploy, factored_layers, plan
 from ironrank.training import Run, decode_run, train
 
 PUBLISHED = [name for name in RECIPES if name.startswith("condlr/")]
@@ -224,6 +225,27 @@ def test_the_narrow_net_and_condlr_are_of_equal_size(name):
         net = dense.model.build(dense.data.spec)
     assert isinstance(method, CondLR) and method.tau == 0.5
     assert 0.85 * limit < method.deployed(net) <= limit
+
+
+@pytest.mark.parametrize("ratio", [2, 64])
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_every_mode_reaches_the_ratios(name, ratio):
+    runs = {mode: RECIPES[name](mode=mode, ratio=ratio) for mode in stages.MODES}
+    model, spec = runs["dense"].model, runs["dense"].data.spec
+    net, limit = stages.shapes(model, spec), count(model, spec) / ratio
+    runs["cstar"].start.method.prepare(net)
+    assert runs["condlr"].method.deployed(net) <= limit
+    assert count(runs["narrow"].model, spec) <= limit
+    free, svd = [row.name for row in plan(net).rows if not row.reason], runs["svd"].method
+    check_reach(net, free, svd.budget, form=svd.form)
+    other = "tucker2" if (name, ratio) == ("cstar/resnet20-cifar10", 64) else "channel"
+    assert svd.form == runs["condlr"].method.form == other
+
+
+def test_a_net_too_narrow_for_the_channel_form_is_cut_in_tucker2_form():
+    run = RECIPES["cstar/resnet20-cifar10"](mode="svd", ratio=64)
+    small = deploy(run.method.prepare(run.model.build(run.data.spec)))
+    assert sum(p.numel() for p in small.parameters()) <= count(run.model, run.data.spec) / 64
 
 
 @pytest.mark.parametrize("ratio", [2, 8, 32, 64])

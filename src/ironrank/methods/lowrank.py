@@ -139,6 +139,19 @@ class LowRank(Method):
             f"{self.label()} within {params:,} parameters: rank 1 everywhere has more; ask for less compression"
         )
 
+    def in_reach(self, model: nn.Module, params: int) -> Self:
+        """Return these settings, in Tucker-2 form where rank 1 everywhere is too much in their own.
+
+        Args:
+            model: The dense model; only its shapes matter.
+            params: The largest number of parameters of the deployed net.
+
+        Returns:
+            The method.
+        """
+        reached = self._at(1, "low-rank").deployed(model) <= params
+        return self if reached else replace(self, form="tucker2")
+
     def _at(self, steps: int, last: str) -> Self:
         return replace(self, keep=steps / _KEEPS, last=last, budget="")
 

@@ -9,9 +9,10 @@
     narrow       a dense net of equal size                       all
 
 All but the first have at most 1 / ratio of the dense net's parameters, biases and batch norm counted, in the deployed
-form, and all have the same number of epochs and the same objective. CondLR starts from random weights, as its authors
-train it. Fine-tuning takes a tenth of the learning rate: at the full one free factors of trained weights diverge within
-a few steps.
+form, and all have the same number of epochs and the same objective. Modes condlr and svd hold convolutions in the
+channel form, or, where rank 1 everywhere is too much in it, in Tucker-2 form. CondLR starts from random weights, as its
+authors train it. Fine-tuning takes a tenth of the learning rate: at the full one free factors of trained weights
+diverge within a few steps.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import dataclasses
 import functools
 
 import torch
+from torch import nn
 
 from ironrank.data import DataSpec
 from ironrank.errors import IronrankError, nearest
@@ -102,7 +104,9 @@ def _from_dense(run: Run, mode: str, ratio: float, tau: float, ramp: float) -> R
     """Return the stages of the modes that start from the dense net."""
     budget = f"params={ratio:g}x"
     if mode == "svd":
-        return course(run, SVD(budget=budget, last="low-rank"), ramp=ramp)
+        net, params = shapes(run.model, run.data.spec), int(count(run.model, run.data.spec) / ratio)
+        method = SVD(budget=budget, last="low-rank").in_reach(net, params)
+        return course(run, method, ramp=ramp)
     return course(run, CSTAR(budget=budget, last="low-rank"), None if mode == "cstar" else tau, ramp)
 
 
@@ -166,9 +170,14 @@ def condlr_within(model: Model, spec: DataSpec, ratio: float, tau: float) -> Con
     Raises:
         IronrankError: If rank 1 everywhere is too much.
     """
+    net, params = shapes(model, spec), int(count(model, spec) / ratio)
+    return CondLR(tau=tau, scale="norm").in_reach(net, params).within(net, params)
+
+
+def shapes(model: Model, spec: DataSpec) -> nn.Module:
+    """Return a net on the meta device."""
     with torch.device("meta"):
-        net = model.build(spec)
-    return CondLR(tau=tau, scale="norm").within(net, int(count(model, spec) / ratio))
+        return model.build(spec)
 
 
 def fine_tuned(run: Run, condition: float | None = None) -> Run:
