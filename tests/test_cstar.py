@@ -341,6 +341,10 @@ def test_the_attachment_ends_with_finish():
     optimizer.step()
     fit.built.step()
     assert attached.steps == 1, "neither optimizer is accompanied any more"
+    with pytest.raises(
+        IronrankError, match=r"attach: finish\(\) was called before: train on what it returned"
+    ):
+        attached.finish()
 
 
 def test_weights_that_are_not_finite_are_named_in_one_line():

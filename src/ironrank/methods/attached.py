@@ -157,14 +157,23 @@ class AttachedADMM(Attached):
     """
 
     state: dict[str, Tensor]
+    _finished = False
 
     def finish(self) -> nn.Module:
         """Detach, and give the model its final form.
 
         Returns:
             The model, within the budget; make a new optimizer to train it on.
+
+        Raises:
+            IronrankError: If it was finished before.
         """
+        if self._finished:
+            raise IronrankError(
+                "attach: finish() was called before: train on what it returned, with a new optimizer"
+            )
         self.remove()
+        self._finished = True
         return self._method.finish(self._model, self.state)
 
     def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
