@@ -85,6 +85,7 @@ def test_weight_counts(model, spec, count):
         (ResNet18(stem="imagenet"), IMAGENET, 11_689_512),
         (PreActResNet18(), CIFAR, 11_171_146),
         (PreActResNet18(last_norm=True), CIFAR, 11_172_170),
+        (PreActResNet18(stem="imagenet"), IMAGENET, 11_686_696),
         (ResNet20(), CIFAR, 269_722),
         (ResNet20(shortcut="conv"), CIFAR, 272_474),
         (VGG16(), CIFAR, 15_249_354),
@@ -100,6 +101,21 @@ def test_weight_counts(model, spec, count):
 )
 def test_parameter_counts_with_biases_and_batch_norm(model, spec, published):
     assert count(model, spec) == published == sum(p.numel() for p in on_meta(model, spec).parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "expected"),
+    [
+        ("lenet5", MNIST, 109_295),
+        ("vgg16", CIFAR, 3_816_426),
+        ("wrn", CIFAR, 688_882),
+        ("resnet18", CIFAR, 2_797_610),
+        ("preact-resnet18", CIFAR, 2_796_202),
+        ("resnet20", CIFAR, 68_050),
+    ],
+)
+def test_parameter_counts_at_half_the_width(name, spec, expected):
+    assert count(MODELS[name](width=0.5), spec) == expected
 
 
 @each
