@@ -399,8 +399,16 @@ def test_settings_out_of_range_are_refused(change, words):
 
 
 def test_nets_that_cannot_be_compressed_are_refused():
-    with pytest.raises(IronrankError, match="no layer is left to compress"):
-        CSTAR().prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    two, one = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9)), nn.Sequential(nn.Linear(9, 9))
+    for net, change, words in (
+        (two, {}, "no layer is left to compress, .*: set first or last to 'low-rank'"),
+        (one, {"last": "low-rank"}, "no layer is left to compress, .*: set first and last to 'low-rank'"),
+        (nn.Sequential(nn.ReLU()), {}, "cstar: no layer of the model can become low-rank"),
+    ):
+        with pytest.raises(IronrankError, match=words):
+            CSTAR(budget="params=2x", **change).prepare(net)
+    for net, change in ((two, {"last": "low-rank"}), (one, FREE)):
+        CSTAR(budget="params=1.2x", **change).prepare(net)
     with pytest.raises(IronrankError, match="no layer matches 'fc9'"):
         CSTAR(exclude=("fc9",)).prepare(small_net())
     with pytest.raises(IronrankError, match=r"params=64x: the smallest this net can become is 4.61x"):

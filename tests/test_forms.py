@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import ironrank
 from cases import LAYERS, Fit, small_batch, small_net
 from expect import refuses
 from ironrank.artifact import layout_of, load_model, restore, save
 from ironrank.judge.evaluate import describe_layer
 from ironrank.layers import (
+    FACTORED,
     FORMS,
+    TUCKER2,
     FactoredConv1d,
     FactoredConv2d,
     FactoredLinear,
@@ -534,3 +537,9 @@ def test_frozen_layers_of_every_form_build_once_and_act_alike(name):
         assert close(layer(x), expected, 1e-12) and layer.dense().data_ptr() == layer.dense().data_ptr()
     layer.U.data.mul_(2)
     assert not close(layer(x), expected, 1e-3), "what was kept is gone"
+
+
+def test_every_factored_layer_is_a_name_of_the_package():
+    kinds = {*FACTORED.values(), *TUCKER2.values()}
+    assert {getattr(ironrank, kind.__name__) for kind in kinds} == kinds
+    assert {kind.__name__ for kind in kinds} <= {*ironrank.__all__}

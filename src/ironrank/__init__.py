@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from ironrank.errors import IronrankError
     from ironrank.judge.audit import audit
     from ironrank.judge.evaluate import evaluate, evaluate_folder
-    from ironrank.layers import FactoredConv1d, FactoredConv2d, FactoredConv3d, FactoredLinear
+    from ironrank.layers import (
+        FactoredConv1d,
+        FactoredConv2d,
+        FactoredConv3d,
+        FactoredLinear,
+        Tucker2Conv1d,
+        Tucker2Conv2d,
+        Tucker2Conv3d,
+    )
     from ironrank.methods import (
         CSTAR,
         DLRT,
@@ -51,7 +59,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "surgery": ("factorize", "plan", "deploy"),
-    "layers": ("FactoredLinear", "FactoredConv1d", "FactoredConv2d", "FactoredConv3d"),
+    "layers": (
+        "FactoredLinear",
+        "FactoredConv1d",
+        "FactoredConv2d",
+        "FactoredConv3d",
+        "Tucker2Conv1d",
+        "Tucker2Conv2d",
+        "Tucker2Conv3d",
+    ),
     "methods": (
         "Method",
         "Magnitude",
@@ -90,6 +106,9 @@ __all__ = [
     "FactoredConv1d",
     "FactoredConv2d",
     "FactoredConv3d",
+    "Tucker2Conv1d",
+    "Tucker2Conv2d",
+    "Tucker2Conv3d",
     "Method",
     "Dense",
     "SVD",

@@ -239,9 +239,14 @@ class CSTAR(ADMM):
         if factored_layers(model):
             raise IronrankError("cstar compresses dense layers: this net is factored, start from a dense one")
         free = [row.name for row in plan(model, exclude=self.exclude).rows if not row.reason]
+        if not free:
+            raise IronrankError("cstar: no layer of the model can become low-rank: allowed are linear layers and "
+                                "convolutions without groups that are not excluded; exclude less")  # fmt: skip
         chosen = free[1 if self.first == "dense" else 0 : len(free) - (self.last == "dense")]
         if not chosen:
-            raise IronrankError("cstar: no layer is left to compress; set first or last to 'low-rank'")
+            ends = "and" if len(free) == 1 else "or"
+            raise IronrankError(f"cstar: no layer is left to compress, since the first and the last of {len(free)} "
+                                f"stay dense: set first {ends} last to 'low-rank'")  # fmt: skip
         return chosen
 
     @property
