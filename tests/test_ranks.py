@@ -500,6 +500,23 @@ def test_factorize_takes_a_budget(budget, form):
     assert whys == {"excluded", "stays dense: under this budget no rank is worth it"}
 
 
+def test_a_budget_may_be_shared_out_by_another_rule():
+    net = LeNet5(width=0.4).build(GRAY)
+    made = {rule: plan(net, budget="params=4x", rule=rule).choice for rule in ("global", "uniform", "energy")}
+    assert made["global"] == plan(net, budget="params=4x").choice
+    for rule, bare in (("uniform", uniform), ("energy", energy)):
+        choice = made[rule]
+        assert list(choice.options) == within(bare, choice.menus, choice.limit - choice.fixed)
+        assert choice.after <= choice.limit and choice.bound == 0
+        assert choice.error >= made["global"].error > 0
+    small = deploy(factorize(copy.deepcopy(net), budget="params=4x", rule="uniform"))
+    assert count_params(small) == made["uniform"].after
+    with pytest.raises(IronrankError, match="rule='unifrom': did you mean 'uniform'"):
+        plan(net, budget="params=4x", rule="unifrom")
+    with pytest.raises(IronrankError, match="rule='energy' shares out a budget: give one"):
+        factorize(net, keep=0.5, rule="energy")
+
+
 def test_a_plan_within_a_budget_shows_what_it_costs_and_keeps(capsys):
     torch.manual_seed(0)
     net = LeNet5(width=0.4).build(GRAY)

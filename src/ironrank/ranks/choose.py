@@ -277,3 +277,6 @@ def within(
     if found is None:
         raise IronrankError(f"no share fits a limit of {limit:,.6g}: even the cheapest options cost more")
     return found
+
+
+RULES = {"uniform": uniform, "energy": energy}  # of one share; `choose` is the one that shares out the budget

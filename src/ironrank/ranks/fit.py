@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironrank.errors import IronrankError
+from ironrank.errors import IronrankError, nearest
 from ironrank.layers.forms import Rank
 from ironrank.linalg.parallel import side_by_side
 from ironrank.ranks.budget import Budget, parse_budget, shown
-from ironrank.ranks.choose import Choice, choose
+from ironrank.ranks.choose import RULES, Choice, choose, within
 from ironrank.ranks.cost import (
     COSTS,
     DENSE,
@@ -43,6 +43,7 @@ def fit(
     ranks: Mapping[str, Rank] | None = None,
     factors: Mapping[str, float] | None = None,
     moments: Mapping[str, Moments] | None = None,
+    rule: str = "global",
     timer: Timer = median_ms,
 ) -> Choice:
     """Choose forms and ranks of all layers together, so that the whole net costs no more than a budget.
@@ -61,13 +62,16 @@ def fit(
         ranks: Ranks that are given, by full name.
         factors: Factors on the errors by name, such as `sensitivity`; 1 where there is none.
         moments: Second moments of the layers' inputs by name, from `second_moments`.
+        rule: "global" for the least error within the budget; for comparisons "uniform", the same share of each layer's
+            cost, or "energy", the same share of each layer's energy.
         timer: Times a call of a module, in milliseconds; for latency.
 
     Returns:
         The choice; ``print(choice)`` shows it as a table.
 
     Raises:
-        IronrankError: If the budget is misspelled or out of reach, an example is missing, or a weight is not finite.
+        IronrankError: If the budget or the rule is misspelled, the budget is out of reach, an example is missing, or a
+                weight is not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -76,6 +80,8 @@ def fit(
         (13, True)
     """
     parsed = parse_budget(budget)
+    if rule not in ("global", *RULES):
+        raise IronrankError(f"rule={rule!r}: {nearest(rule, ['global', *RULES])}")
     wishes = dict.fromkeys(names, form) | dict(forms or {})
     for wish in wishes.values():
         check_wish(wish)
@@ -101,7 +107,7 @@ def fit(
 
     menus = tuple(side_by_side(make, found))
     dense = sum(float(cost(site, "dense", DENSE)[0]) for site in found)
-    return within_budget(menus, parsed, before, max(0.0, before - dense))
+    return within_budget(menus, parsed, before, max(0.0, before - dense), rule)
 
 
 def _measured(
@@ -115,7 +121,9 @@ def _measured(
     return COSTS[budget.cost], float(counts[budget.cost]())
 
 
-def within_budget(menus: tuple[Menu, ...], budget: Budget, before: float, fixed: float) -> Choice:
+def within_budget(
+    menus: tuple[Menu, ...], budget: Budget, before: float, fixed: float, rule: str = "global"
+) -> Choice:
     """Choose one option for each layer within a budget for the whole net.
 
     Args:
@@ -123,6 +131,7 @@ def within_budget(menus: tuple[Menu, ...], budget: Budget, before: float, fixed:
         budget: The budget.
         before: Cost of the whole net as it is.
         fixed: Cost of what no menu covers.
+        rule: "global", "uniform" or "energy".
 
     Returns:
         The choice.
@@ -131,7 +140,10 @@ def within_budget(menus: tuple[Menu, ...], budget: Budget, before: float, fixed:
         IronrankError: If the net cannot become that small, or costs less already.
     """
     limit = _reached(budget, before, fixed, sum(menu.options[0].cost for menu in menus))
-    options, bound = choose(menus, limit - fixed)
+    if rule == "global":
+        options, bound = choose(menus, limit - fixed)
+    else:
+        options, bound = within(RULES[rule], menus, limit - fixed), 0.0
     return Choice(menus, tuple(options), before, fixed, limit, bound, budget)
 
 

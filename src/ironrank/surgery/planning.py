@@ -40,6 +40,7 @@ def plan(
     min_rank: int = 1,
     factors: Mapping[str, float] | None = None,
     moments: Mapping[str, Moments] | None = None,
+    rule: str = "global",
 ) -> Plan:
     """Say which layers `factorize` would replace, and why it would leave others alone. Changes nothing.
 
@@ -64,6 +65,8 @@ def plan(
         factors: Factors on the layers' errors under a budget, by full name; see `ironrank.ranks.sensitivity`.
         moments: Second moments of the layers' inputs by full name, whose metric decides what is dropped, and how; see
             `ironrank.ranks.second_moments`.
+        rule: How a budget is shared out: "global" for the least error of all layers together; "uniform" or "energy",
+            the same share of each layer's cost or energy, to compare with.
 
     Returns:
         The plan; ``print(plan)`` shows it as a table.
@@ -75,6 +78,8 @@ def plan(
     keep_rank(keep, 1, round_to)
     if budget is not None and keep != 1.0:
         raise IronrankError(f"keep={keep:g} and budget={budget!r}: give one of them")
+    if budget is None and rule != "global":
+        raise IronrankError(f"rule={rule!r} shares out a budget: give one, such as budget='params=8x'")
     include, exclude = None if include is None else list(include), list(exclude)
     ranks, forms, reasons = dict(ranks or {}), dict(forms or {}), untouchable(model)
     _check_names(model, [*ranks, *forms, *(include or []), *exclude])
@@ -97,7 +102,7 @@ def plan(
     if budget is None:
         return made
     return budgeted(model, made, budget, ranks, forms, form=form, example=example, min_rank=min_rank,
-                    round_to=round_to, factors=factors)  # fmt: skip
+                    round_to=round_to, factors=factors, rule=rule)  # fmt: skip
 
 
 def _row(

@@ -35,6 +35,7 @@ def factorize(
     min_rank: int = 1,
     factors: Mapping[str, float] | None = None,
     moments: Mapping[str, Moments] | None = None,
+    rule: str = "global",
     dry_run: bool = False,
 ) -> Net:
     """Replace layers by factored ones in place, starting from their weights (truncated SVD, or HOOI for Tucker-2).
@@ -56,6 +57,7 @@ def factorize(
         min_rank: Smallest rank under a budget.
         factors: Factors on the layers' errors under a budget, by full name; see `plan`.
         moments: Second moments of the layers' inputs by full name, in whose metric weights are projected; see `plan`.
+        rule: How a budget is shared out: "global", "uniform" or "energy"; see `plan`.
         dry_run: Print the plan and change nothing.
 
     Returns:
@@ -74,7 +76,7 @@ def factorize(
         raise IronrankError("a bare layer cannot be replaced in place: pass nn.Sequential(layer)")
     chosen = plan(model, keep, include=include, exclude=exclude, ranks=ranks, round_to=round_to, core=core,
                   form=form, forms=forms, budget=budget, example=example, min_rank=min_rank, factors=factors,
-                  moments=moments)  # fmt: skip
+                  moments=moments, rule=rule)  # fmt: skip
     if dry_run:
         print(chosen)  # what the caller asked for
         return model
