@@ -30,6 +30,9 @@ def test_the_guide_to_compression(tmp_path, monkeypatch):
     assert names["done"]["best"]["val_clean"] > 0.9
     layers = [layer for layer in names["own"].modules() if isinstance(layer, Factored)]
     assert layers and all(condition_number(layer.S) <= 1.1 + 1e-3 for layer in layers)
+    plain = names["deploy"](names["aware"])
+    assert 8 * sum(p.numel() for p in plain.parameters()) <= names["result"]["params_dense"]
+    assert set(names["factors"]) == set(names["moments"]) == set(names["names"])
     assert any(isinstance(layer, Factored) for layer in names["small"].modules())
     assert not any(isinstance(layer, Factored) for layer in names["net"].modules())
 
