@@ -183,7 +183,7 @@ def test_a_new_objective_trains_against_the_same_ball() -> None:
     near = override(
         lenet("objective=free", "objective.eps=16/255"), [("objective", "madry")]
     ).objective.attack
-    assert near.step_size == pytest.approx(4 / 255), "steps grow with eps"
+    assert near.length == pytest.approx(4 / 255), "steps grow with eps"
 
 
 def test_a_new_member_keeps_its_own_defaults_where_they_differ() -> None:
@@ -239,6 +239,9 @@ def test_the_earlier_stage_has_a_path_of_its_own() -> None:
 def test_validation_follows_the_ball_of_the_objective() -> None:
     run = lenet("objective=madry", "objective.attack.eps=0.3", "objective.attack.norm=L2")
     assert (run.validate.norm, run.validate.eps, run.validate.steps) == ("L2", 0.3, 5)
+    assert run.objective.attack.length == pytest.approx(0.075), (
+        "steps grow with eps: ten reach the edge of any ball"
+    )
     run = build_run("cstar/lenet5-mnist", ["mode=cstar", "objective.attack.eps=0.15"])
     while isinstance(run, Run):
         assert run.objective.threat == ("Linf", 0.15)

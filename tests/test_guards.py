@@ -110,7 +110,7 @@ def test_a_net_that_fools_its_attack_is_caught_in_training(mnist, tmp_path):
 @pytest.mark.parametrize("objective, on", [
     (Clean(), False), (Madry(attack=FGSM()), True), (Madry(attack=FGSMRS()), True), (Madry(attack=NFGSM()), True),
     (Madry(attack=PGD(steps=9)), True), (Madry(attack=PGD(steps=10)), False), (Trades(attack=FGSMRS()), True),
-    (Free(replays=4), True), (Free(replays=10), False),
+    (Free(replays=4), True), (Free(replays=16), True), (Free(replays=64), False),
 ])  # fmt: skip
 def test_it_looks_where_the_attack_is_weaker_than_its_own(objective, on):
     assert Guard().looks(objective) == on
@@ -271,6 +271,7 @@ def test_the_objective_after_alarms():
     assert strengthened(WEAK, 0) == WEAK
     assert strengthened(WEAK, 3).attack.steps == 8
     assert strengthened(Free(replays=2), 2) == Free(replays=8)
+    assert strengthened(Free(replays=8), 9) == Free(replays=64), "it ends somewhere"
 
 
 # ---- robust overfitting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -513,6 +514,28 @@ def test_the_teacher_learns_nothing_and_keeps_its_statistics():
         Distill(attack=ATTACK, style=style)(net, x, y, memory=memory).backward()
     assert all(torch.equal(value, before[key]) for key, value in memory.teacher.state_dict().items())
     assert all(p.grad is None for p in memory.teacher.parameters())
+
+
+@pytest.mark.parametrize("precision, expected", [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+@pytest.mark.parametrize(
+    "objective", [Distill(style="adaad"), Distill(style="rslad"), Trades()], ids=["adaad", "rslad", "trades"]
+)
+def test_the_attack_asks_teacher_and_student_in_its_own_precision(objective, precision, expected):
+    """In a run of the other precision: whatever is asked before the loss is taken is part of the attack."""
+    (x, y), met, memory = batch(), [], Memory(teacher=network().eval().requires_grad_(False))
+    net = network()
+    for asked in (memory.teacher, net):
+        asked.register_forward_hook(lambda module, args, logits: met.append((module.training, logits.dtype)))
+    attack = PGD(eps=0.1, steps=3, keep="last", precision=precision)
+    other = precision == "float32"
+    with torch.autocast("cpu", torch.bfloat16, enabled=other):
+        objective = dataclasses.replace(objective, attack=attack)
+        objective.at_worst(net, x, y, seeded(), memory)
+    answers = [
+        dtype
+        for _, dtype in met[: -1 if objective.label() == "distill" and objective.style == "adaad" else None]
+    ]
+    assert len(answers) >= 4 and set(answers) == {expected}
 
 
 def test_free_without_a_memory_is_clean_and_stays_in_the_ball_with_one():

@@ -12,15 +12,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from cases import tiny_run
 from ironrank.attacks import FGSM
+from ironrank.errors import IronrankError
 from ironrank.models import Given
 from ironrank.objectives import Madry
 from ironrank.training import Guard, loop, train
 from ironrank.training.looking import Look
+from ironrank.training.processes import join
 
 
 def test_processes_that_see_different_images_decide_alike(mnist, tmp_path):
@@ -42,6 +45,33 @@ def test_processes_that_see_different_images_decide_alike(mnist, tmp_path):
         "one epoch again, four, no patience"
     )
     assert first == second
+
+
+@pytest.mark.parametrize("device, backend", [("cpu", "gloo"), ("cuda", "nccl")])
+def test_each_process_takes_a_card_of_its_own(device, backend, monkeypatch):
+    """Where to train decides what the processes talk by, not whether the machine has cards."""
+    joined, cards = [], []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **kw: joined.append((name, kw)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", cards.append)
+    for variable, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    join(device)
+    on_card = {"device_id": torch.device("cuda:1")} if device == "cuda" else {}
+    assert (joined, cards) == ([(backend, on_card)], [1] if on_card else [])
+
+
+def test_processes_that_would_share_a_card_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    for device, said in {
+        "cuda:0": "take cuda, each process gets a card",
+        "cuda": "which has 2 cards",
+    }.items():
+        with pytest.raises(IronrankError, match=said):
+            join(device)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):

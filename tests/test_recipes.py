@@ -274,7 +274,7 @@ def test_settings_of_the_paper_that_are_confirmed():
         assert attack.norm == "Linf"
         assert attack.eps == {"mnist": 0.3, "imagenet": 4 / 255}.get(name.split("-")[-1], 8 / 255)
         if name not in ("cstar/lenet5-mnist", "cstar/resnet20-cifar10"):
-            assert attack.step_size == 2 / 255
+            assert attack.length == 2 / 255
     for ratio in (2, 4, 8, 16, 32, 64):
         method = chain(RECIPES["cstar/resnet18-cifar10"](ratio=ratio))[1].method
         assert isinstance(method, CSTAR) and method.budget == f"params={ratio}x"

@@ -31,6 +31,7 @@ from ironrank.settings import encode
 from ironrank.surgery import factored_layers
 from ironrank.training import Guard, Run, decode_run, train
 from ironrank.training.checkpoint import load_checkpoint
+from ironrank.training.held import Held
 from ironrank.verbs import outcome
 
 
@@ -159,6 +160,15 @@ def test_without_an_adversary_clean_accuracy_comes_first(mnist, tmp_path, monkey
     assert all(torch.equal(best[key], stopped[key]) for key in stopped)
 
 
+def test_images_that_the_teacher_was_trained_on_are_said(mnist, tmp_path):
+    teacher = train(with_validation(tiny_run(mnist, epochs=1), 0.25), tmp_path / "teacher")
+    run = tiny_run(mnist, epochs=1, objective=Distill(teacher=str(teacher), attack=FGSM(eps=0.1)))
+    for held, said in {0.25: [], 0.5: [0.5]}.items():
+        folder = train(with_validation(run, held), tmp_path / str(held))
+        events = [line for line in lines_of(folder) if "teacher" in line.get("event", "")]
+        assert [line["share_of_them"] for line in events] == said
+
+
 @pytest.mark.parametrize("held", [0.25, 0.5])
 def test_seeds_hold_out_the_same_images_and_more_of_them_is_said(held, mnist, tmp_path):
     first = train(with_validation(tiny_run(mnist, epochs=1), 0.25), tmp_path / "first")
@@ -215,6 +225,22 @@ def test_a_method_for_trained_nets_says_that_it_has_none(mnist, tmp_path, method
 def test_what_takes_more_steps_than_the_training_is_said(mnist, tmp_path, change, said):
     folder = train(tiny_run(mnist, **({"epochs": 1} | change)), tmp_path / "run")
     assert [line for line in lines_of(folder) if "event" in line] == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.01, momentum=0.9), AdamW(lr=0.001)], ids=["sgd", "adamw"])
+def test_a_resumed_training_lays_out_moments_and_means_as_the_weights_lie(optimizer, mnist, tmp_path):
+    """Channels last, which a file does not keep: other strides made every further step of the optimizer slow."""
+    run = tiny_run(mnist, optimizer=optimizer, epochs=2, average=0.9)
+    train(run, tmp_path, until=1)
+    held = Held(run, tmp_path, None, None)
+    weights = held.model.state_dict()
+    kernel = next(value for value in weights.values() if value.dim() == 4 and value.shape[1] > 1)
+    assert not kernel.is_contiguous(), "there is something to see"
+    for parameter, moments in held.optimizer.state.items():
+        for moment in moments.values():
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                assert moment.stride() == parameter.stride()
+    assert all(mean.stride() == weights[name].stride() for name, mean in held.average.tensors.items())
 
 
 def test_without_held_out_images_the_best_is_the_last(mnist, tmp_path):

@@ -15,7 +15,7 @@ from ironrank.errors import IronrankError
 
 Measure = Callable[
     [Tensor, Tensor], Tensor
-]  # logits (b, classes) and the pixels they belong to -> losses (b,)
+]  # logits (b, classes), and the pixels (b, ...) they belong to -> (b,)
 PRECISIONS = ("float32", "bfloat16")
 NO_GRADIENT = (
     "attack on a model without a gradient at its pixels: logits that autograd can follow are needed; "
@@ -85,7 +85,7 @@ class Loss:
             IronrankError: If no gradient reaches the pixels.
         """
         point = point.detach().requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
+        with torch.set_grad_enabled(gradient), autocast_as(self.precision, point.device):
             logits = self.logits(point, self.precision)
             losses = self.measure(logits, point)
         found = torch.nan_to_num(_gradient(losses, point)) if gradient else None
@@ -93,7 +93,7 @@ class Loss:
 
     def looked(self, point: Tensor) -> Seen:
         """Return logits and losses at these pixels, to compare points by."""
-        with torch.no_grad():
+        with torch.no_grad(), autocast_as(self.exact, point.device):
             logits = self.logits(point, self.exact)
             return Seen(logits, self.measure(logits, point))
 
@@ -116,7 +116,8 @@ class Loss:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _at(self, point: Tensor, precision: str | None) -> Tensor:
-        return self.measure(self.logits(point, precision), point)
+        with autocast_as(precision, point.device):  # the measure may hold a net of its own, such as a teacher
+            return self.measure(self.logits(point, precision), point)
 
 
 def autocast_as(precision: str | None, device: torch.device) -> AbstractContextManager:

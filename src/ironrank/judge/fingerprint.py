@@ -44,9 +44,7 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 class _Digest:
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
-        self._met: dict[
-            int, Any
-        ] = {}  # objects are kept, so that no other one gets the address of one that was met
+        self._met: dict[int, Any] = {}  # keeps what was met, so that nothing else gets its address
 
     def module(self, net: nn.Module) -> None:
         self._word(net)
@@ -54,12 +52,8 @@ class _Digest:
             self._word(place)
             self._value(type(module).forward)
             self._items({key: value for key, value in vars(module).items() if key not in _TORCH})
-            for held in (
-                module._parameters,
-                module._buffers,
-                module._forward_hooks,
-                module._forward_pre_hooks,
-            ):
+            hooks = module._forward_hooks, module._forward_pre_hooks
+            for held in (module._parameters, module._buffers, *hooks):
                 self._all(value for pair in held.items() for value in pair if not isinstance(value, int))
 
     def _word(self, word: object) -> None:

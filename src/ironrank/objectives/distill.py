@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ironrank.attacks.passes import autocast_as
 from ironrank.errors import IronrankError
 from ironrank.objectives.base import Memory, Net, divergence, log_probabilities
 from ironrank.objectives.robust import Robust, judging, kept_statistics
@@ -82,7 +83,7 @@ class Distill(Robust):
         """Drive the student away from the teacher; see `Robust.at_worst`."""
         teacher = self._checked(memory.teacher)
         adaptive = self.style == "adaad"
-        with judging(teacher):
+        with judging(teacher), autocast_as(self.attack.precision, x.device):
             target = log_probabilities(teacher(x))
 
         def apart(logits: Tensor, point: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from ironrank.attacks.threat import NORMS, shorten, steepest
 from ironrank.objectives.base import Memory, Net, Objective
 from ironrank.settings import setting
 
+MOST_REPLAYS = 64  # that an alarm leads to
+
 
 @dataclass(frozen=True, kw_only=True)
 class Free(Objective):
@@ -60,8 +62,8 @@ class Free(Objective):
 
     @property
     def attack_steps(self) -> int:
-        """The perturbation moves once in each replay."""
-        return self.replays
+        """One: replays are steps of full length, each at other weights, and not a search at those of the moment."""
+        return 1
 
     @property
     def keeps_tensors(self) -> bool:
@@ -78,8 +80,11 @@ class Free(Objective):
         return self.replays
 
     def stronger(self) -> Free:
-        """Return the same objective with twice the replays, so that delta takes twice the steps on each batch."""
-        return replace(self, replays=2 * self.replays)
+        """Return the same objective with twice the replays, so that delta takes twice the steps on each batch.
+
+        At more than 32, where training would take longer than by PGD-32, it stays as it is.
+        """
+        return self if self.replays > MOST_REPLAYS // 2 else replace(self, replays=2 * self.replays)
 
     def __call__(
         self,

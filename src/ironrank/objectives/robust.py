@@ -27,7 +27,7 @@ class Robust(Objective):
     """
 
     attack: Attack = setting(
-        PGD(eps=8 / 255, steps=10, step_size=2 / 255, keep="last"),
+        PGD(eps=8 / 255, steps=10, keep="last"),  # steps of 2/255; they grow with eps
         "adversary that changes the images before the loss",
         paper="CIFAR-10: PGD, eps 8/255, 7 steps of 2/255 (Madry) or 10 steps (TRADES, MART, RSLAD)",
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ironrank.attacks.passes import autocast_as
 from ironrank.errors import IronrankError
 from ironrank.objectives.base import Memory, Net, divergence, log_probabilities
 from ironrank.objectives.robust import Robust, judging, kept_statistics
@@ -54,7 +55,7 @@ class Trades(Robust):
         self, model: Net, x: Tensor, y: Tensor, generator: torch.Generator | None, memory: Memory
     ) -> Callable[[Net], Tensor]:
         """Drive up the divergence; see `Robust.at_worst`."""
-        with judging(model):
+        with judging(model), autocast_as(self.attack.precision, x.device):
             target = log_probabilities(model(x))
         worst = self.attack.maximise(
             model, x, lambda logits, _: divergence(target, logits), generator=generator

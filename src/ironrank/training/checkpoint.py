@@ -151,10 +151,27 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
     """
     state: dict[int, dict[str, Any]] = {}
     whole = optimizer.state_dict()
-    known = range(sum(len(group["params"]) for group in whole["param_groups"]))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in [*checkpoint.moments.items(), *checkpoint.numbers.items()]:
         index, _, name = key.partition("/")
         state.setdefault(int(index) if index.isdecimal() else -1, {})[name] = value
-    if not state.keys() <= set(known):
+    if not state.keys() <= set(range(len(parameters))):
         raise IronrankError("the checkpoint's optimizer has other parameters than the model: train again")
+    for place, moments in state.items():
+        state[place] = {name: laid_out_as(parameters[place], moment) for name, moment in moments.items()}
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def laid_out_as(like: Tensor, value: Any) -> Any:
+    """Return a tensor in the memory layout of another of its shape, such as channels last, which no file keeps.
+
+    Args:
+        like: The tensor whose layout it gets.
+        value: The tensor; what is none, or has another shape, is returned as it is.
+
+    Returns:
+        The same values.
+    """
+    if not isinstance(value, Tensor) or value.shape != like.shape or value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)

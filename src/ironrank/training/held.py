@@ -18,7 +18,13 @@ from ironrank.optim import clip_steps
 from ironrank.settings import encode
 from ironrank.surgery import last_parameters
 from ironrank.training.average import Average
-from ironrank.training.checkpoint import Progress, load_checkpoint, restore_optimizer, save_checkpoint
+from ironrank.training.checkpoint import (
+    Progress,
+    laid_out_as,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
 from ironrank.training.folder import add_line, keep_lines
 from ironrank.training.guards import strengthened
 from ironrank.training.processes import barrier, process
@@ -78,6 +84,9 @@ class Held:
         self.memory = self.objective.begin(self._teacher)
         self.memory.tensors |= self._here(checkpoint.objective) if checkpoint else {}
         mean = self._here(checkpoint.average) if checkpoint else None
+        if mean:
+            weights = self.model.state_dict()
+            mean = {name: laid_out_as(weights.get(name, tensor), tensor) for name, tensor in mean.items()}
         self.average = Average(self.model, run.average, mean) if run.average else None
 
     def _teacher(self, folder: str) -> nn.Module:

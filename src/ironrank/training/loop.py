@@ -59,7 +59,7 @@ def train(
         IronrankError: If the folder holds another run or cannot be written, the data or a teacher is missing, or the
             loss is not finite.
     """
-    join()
+    join(run.device)
     out = Path(out)
     check_model(run, model)
     check_radii(run)

@@ -9,11 +9,36 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ironrank.errors import IronrankError
 
-def join() -> None:
-    """Join the process group that ``torchrun`` announces in the environment; nothing where there is none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+def join(device: str = "cpu") -> None:
+    """Join the process group that ``torchrun`` announces in the environment; nothing where there is none.
+
+    Args:
+        device: Where to train. With "cuda" each process takes the card of its number on this machine.
+
+    Raises:
+        IronrankError: If all processes were to share one card, or this machine has too few.
+    """
+    world, place = int(os.environ.get("WORLD_SIZE", "1")), torch.device(device)
+    if world < 2 or not dist.is_available() or dist.is_initialized():
+        return
+    if place.type != "cuda":
+        dist.init_process_group("gloo")
+        return
+    if place.index is not None:
+        raise IronrankError(
+            f"device={device!r} with {world} processes: take cuda, each process gets a card of its own"
+        )
+    local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= cards:
+        raise IronrankError(
+            f"device='cuda' with process {local + 1} on this machine, which has {cards} cards: "
+            "start as many processes as there are cards"
+        )
+    torch.cuda.set_device(local)  # what "cuda" means from here on
+    dist.init_process_group("nccl", device_id=torch.device("cuda", local))
 
 
 def process() -> tuple[int, int]:

@@ -31,10 +31,12 @@ def remarks(run: Run, start: str | None, steps: int) -> list[Event]:
         (norm, eps), (validated, radius) = threat, watched
         found.append({"event": "validation looks at another ball than training", "trained_norm": norm,
                       "trained_eps": eps, "validated_norm": validated, "validated_eps": radius})  # fmt: skip
-    held = run.data.validation
-    if held and start is not None and (before := _held(Path(start), run, held)) < held:
-        found.append({"event": "validation looks at images that an earlier stage was trained on",
-                      "share_of_them": 1 - before / held})  # fmt: skip
+    teacher = getattr(run.objective, "teacher", "")
+    for what, folder in ("an earlier stage", start), ("the teacher", teacher):
+        held = run.data.validation
+        if held and folder and (before := _held(Path(folder), run, held)) < held:
+            found.append({"event": f"validation looks at images that {what} was trained on",
+                          "share_of_them": 1 - before / held})  # fmt: skip
     return found + (_too_long(run, steps) if steps else [])
 
 
