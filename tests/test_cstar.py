@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -283,6 +284,34 @@ def test_what_finish_returns_is_within_the_budget_when_deployed(name, budget, fo
     assert form == "auto" or kinds <= {"dense", "channel", form}
 
 
+def test_finish_does_not_stay_in_a_subspace_of_other_weights():
+    """A basis left over from W + Y, in which the direction that W holds least of came first."""
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    method = CSTAR(budget="params=10x", **FREE)
+    state = method.init(net)
+    W = torch.zeros(8, 8, 3, 3)
+    W[0, 0, 1, 1], W[1, 1, 1, 1] = 1.0, 0.9
+    state["rank.0"], state["V.0"] = encoded("tucker2", (1, 1)), torch.eye(8)[:, 1:2].contiguous()
+    net[0].weight.data.copy_(W)
+    method.finish(net, state)
+    assert (net[0].dense() - W).square().sum().item() == pytest.approx(0.81, rel=1e-4)
+
+
+def test_frozen_layers_stay_dense_and_count():
+    net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    net[0].requires_grad_(False)
+    method = CSTAR(budget="params=1.5x", **FREE)
+    assert method.names(net) == ["2", "4"]
+    small = method.finish(net, method.init(net))
+    assert type(small[0]) is nn.Linear and not small[0].weight.requires_grad
+    assert sum(p.numel() for p in deploy(small).parameters()) <= 3 * 1056 / 1.5
+    with pytest.raises(IronrankError, match="the smallest this net can become"):
+        CSTAR(budget="params=8x", **FREE).prepare(nn.Sequential(*list(net)[:2], nn.Linear(32, 32)))
+    net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).requires_grad_(False)
+    with pytest.raises(IronrankError, match="all that may become low-rank here are frozen"):
+        method.prepare(net)
+
+
 def test_first_and_last_layer_stay_dense_and_count():
     net = small_net()
     assert CSTAR(budget="params=2x").names(net) == ["3"]
@@ -329,6 +358,29 @@ def test_attached_gives_the_same_bits_as_the_step(optimizer, every):
     one, other = method.finish(ours.model, ours.state), attached.finish()
     assert factored_layers(other)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_loop_that_was_interrupted_goes_on_to_the_same_bits(tmp_path):
+    method = CSTAR(budget="params=2x", rho=0.1, every=2, choose=1, form="tucker2", **FREE)
+    whole_run, first = (Fit(method, SGD(lr=0.1, momentum=0.0), begun=False) for _ in range(2))
+    never = method.attach(whole_run.model, whole_run.built)
+    own_loop(whole_run, 7)
+    stopped = method.attach(first.model, first.built)
+    own_loop(first, 3)
+    save_file({key: value.clone() for key, value in stopped.state.items()}, tmp_path / "admm.safetensors")
+    then = Fit(method, SGD(lr=0.1, momentum=0.0), begun=False)
+    then.model.load_state_dict(first.model.state_dict())
+    state = load_file(tmp_path / "admm.safetensors")
+    again = method.attach(then.model, then.built).resume(state, stopped.steps)
+    own_loop(then, 4)
+    assert again.steps == 7 and all(
+        torch.equal(again.state[key], value) for key, value in never.state.items()
+    )
+    pairs = zip(again.finish().parameters(), never.finish().parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+    other = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+    with pytest.raises(IronrankError, match="attach: the state does not fit this net and method, at 'Y"):
+        method.attach(other, torch.optim.SGD(other.parameters(), lr=0.1)).resume(state, 3)
 
 
 def test_the_attachment_ends_with_finish():

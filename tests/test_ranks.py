@@ -698,6 +698,7 @@ def skewed(n: int, m: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_whitening_projects_best_for_the_inputs_that_were_seen():
+    torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(12, 10)).double(), skewed(400, 12)
     moments = second_moments(net, ["0"], [x[:150], (x[150:], None)])["0"]
     assert torch.allclose(moments.C, x.mT @ x / 400, atol=1e-12)
@@ -783,8 +784,49 @@ def test_sensitivity_changes_the_choice_for_the_better():
     assert after(factors) < 0.7 * after(None)
 
 
+def test_a_scale_that_moves_from_a_weight_to_the_next_moves_no_rank():
+    """ReLU nets compute the same with ``W_1 -> a W_1, W_2 -> W_2 / a``: inputs must not count in both measures."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    other, a = copy.deepcopy(net), 30.0
+    with torch.no_grad():
+        other[0].weight.mul_(a)
+        other[0].bias.mul_(a)
+        other[2].weight.div_(a)
+    x, y = random(200, 12), torch.arange(200) % 4
+    assert torch.allclose(net(x), other(x))
+    found, names = [], ["0", "2"]
+    for model in (net, other):
+        moments, factors = second_moments(model, names, [x]), sensitivity(model, names, Clean(), [(x, y)])
+        chosen = fit(model, names, "params=1.5x", moments=moments, factors=factors)
+        errors = {made.name: made.energy for made in chosen.menus}
+        found.append(([option.rank for option in chosen.options], errors["2"] / errors["0"]))
+    assert found[0][0] == found[1][0] and found[0][1] == pytest.approx(found[1][1], rel=1e-3)
+
+
+def test_forms_are_compared_in_one_metric():
+    """Inputs that are constant over positions, where those of Tucker-2 and of the spatial form see less energy."""
+    W = random(8, 6, 3, 3).abs()
+    moments = second_moments(
+        net := nn.Sequential(nn.Conv2d(6, 8, 3, bias=False)).double(),
+        ["0"],
+        [random(20, 6, 1, 1).expand(20, 6, 8, 8)],
+    )["0"]
+    net[0].weight.data.copy_(W)
+    kinds = ("channel", "spatial", "tucker2")
+    seen = [menu(Site("0", (8, 6, 3, 3)), W, form=kind, roots=moments).energy for kind in kinds]
+    assert seen == pytest.approx([moments.energy(W)] * 3, rel=1e-6)
+    small = random(8, 6, 3, 3) * 0.1
+    assert moments.energy(small) == pytest.approx(
+        (small.flatten(1) @ moments.C @ small.flatten(1).T).trace().item()
+    )
+
+
 def test_what_cannot_be_weighted_is_refused():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    some = second_moments(net, ["0"], [torch.rand(5, 3)])
+    with pytest.raises(IronrankError, match="moments of layer '1' are missing"):
+        fit(net, ["0", "1"], "params=1.2x", moments=some)
     with pytest.raises(IronrankError, match="no input of layer '0' was seen: give at least one batch"):
         second_moments(net, ["0"], [])
     with pytest.raises(IronrankError, match="sensitivity: the loss has no finite, nonzero gradient"):

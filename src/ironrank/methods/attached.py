@@ -159,6 +159,35 @@ class AttachedADMM(Attached):
     state: dict[str, Tensor]
     _finished = False
 
+    def resume(self, state: dict[str, Tensor], steps: int) -> AttachedADMM:
+        """Go on where an earlier attachment to the same net stopped.
+
+        Args:
+            state: Its ``state``, such as from a safetensors file; net and optimizer are the caller's to restore.
+            steps: Its ``steps``.
+
+        Returns:
+            This attachment.
+
+        Raises:
+            IronrankError: If it is the state of another net, or of another method.
+        """
+        here = {key: value.shape for key, value in self.state.items() if not key.startswith("V.")}
+        given = {key: value.shape for key, value in state.items() if not key.startswith("V.")}
+        if here != given:
+            odd = sorted(set(here.items()) ^ set(given.items()))[0][0]
+            raise IronrankError(
+                f"attach: the state does not fit this net and method, at '{odd}': give the state of an attachment to it"
+            )
+        devices = {key: value.device for key, value in self.state.items()}
+        weights = {key.partition(".")[2]: device for key, device in devices.items() if key.startswith("Z.")}
+        self.state = {
+            key: value.to(devices.get(key, weights.get(key[2:], value.device)))
+            for key, value in state.items()
+        }
+        self.steps = steps
+        return self
+
     def finish(self) -> nn.Module:
         """Detach, and give the model its final form.
 

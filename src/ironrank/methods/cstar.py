@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +204,7 @@ class CSTAR(ADMM):
         rows = []
         for name, layer in targets.pulled(model, state).items():
             form, rank = targets.decoded(state[f"rank.{name}"])
-            layer.weight.copy_(targets.nearest(layer.weight, form, rank, state.get(f"V.{name}"))[0])
+            layer.weight.copy_(targets.closest(layer.weight, form, rank, state.get(f"V.{name}")))
             shape = tuple(layer.weight.shape)
             rows.append(Row(name, type(layer).__name__, shape, full_rank(shape, form), rank, "", form))
         return apply_plan(model, Plan(tuple(rows), core=False))
@@ -225,7 +225,7 @@ class CSTAR(ADMM):
         return super().watch(model, state) | {"primal": targets.gap(model, state)} | shown
 
     def names(self, model: nn.Module) -> list[str]:
-        """Return the full names of the layers that may become low-rank.
+        """Return the full names of the layers that may become low-rank; frozen ones stay, since nothing pulls them.
 
         Args:
             model: The dense model.
@@ -234,7 +234,7 @@ class CSTAR(ADMM):
             The names, in the order of the model.
 
         Raises:
-            IronrankError: If there is none, a pattern matches none, or the model is factored already.
+            IronrankError: If there is none, all are frozen, a pattern matches none, or the model is factored already.
         """
         if factored_layers(model):
             raise IronrankError("cstar compresses dense layers: this net is factored, start from a dense one")
@@ -243,6 +243,9 @@ class CSTAR(ADMM):
             raise IronrankError("cstar: no layer of the model can become low-rank: allowed are linear layers and "
                                 "convolutions without groups that are not excluded; exclude less")  # fmt: skip
         chosen = free[1 if self.first == "dense" else 0 : len(free) - (self.last == "dense")]
+        if chosen and not (chosen := [name for name in chosen if _trained(model, name)]):
+            raise IronrankError("cstar pulls weights by their training: all that may become low-rank here are frozen; "
+                                "thaw them, or cut them by factorize")  # fmt: skip
         if not chosen:
             ends = "and" if len(free) == 1 else "or"
             raise IronrankError(f"cstar: no layer is left to compress, since the first and the last of {len(free)} "
@@ -274,3 +277,8 @@ class CSTAR(ADMM):
 
     def _example(self, model: nn.Module) -> Tensor | None:
         return next(model.parameters()).new_zeros(1, *self.input_shape) if self.input_shape else None
+
+
+def _trained(model: nn.Module, name: str) -> bool:
+    weight: Any = model.get_submodule(name).weight
+    return bool(weight.requires_grad)

@@ -77,6 +77,20 @@ def nearest(
     return from_matrix(low_rank(to_matrix(W, form), rank).dense(), tuple(W.shape), form).contiguous(), None
 
 
+def closest(W: Tensor, form: str, rank: Rank | None, start: Tensor | None = None) -> Tensor:
+    """Return the better of two projections, from the last basis and from none.
+
+    One sweep from a basis that belongs to another weight may stay at a poor subspace; see `nearest` for the arguments.
+
+    Returns:
+        A weight of the same shape.
+    """
+    found = [nearest(W, form, rank)[0]]
+    if start is not None:
+        found.append(nearest(W, form, rank, start)[0])
+    return min(found, key=lambda near: float((W - near).double().square().sum()))
+
+
 def set_ranks(state: State, choice: Choice) -> None:
     """Write a choice into a state, in place; bases that no longer fit are dropped.
 

@@ -60,8 +60,9 @@ def fit(
         min_rank: Smallest rank of a layer that does not stay dense.
         round_to: Ranks are multiples of this, or full.
         ranks: Ranks that are given, by full name.
-        factors: Factors on the errors by name, such as `sensitivity`; 1 where there is none.
-        moments: Second moments of the layers' inputs by name, from `second_moments`.
+        factors: Factors on the errors by name, such as `sensitivity`; 1 where there is none. With moments they are
+            divided by the mean square of the layer's inputs, see `ironrank.ranks.weighting`.
+        moments: Second moments of the inputs of all these layers by name, from `second_moments`.
         rule: "global" for the least error within the budget; for comparisons "uniform", the same share of each layer's
             cost, or "energy", the same share of each layer's energy.
         timer: Times a call of a module, in milliseconds; for latency.
@@ -70,8 +71,8 @@ def fit(
         The choice; ``print(choice)`` shows it as a table.
 
     Raises:
-        IronrankError: If the budget or the rule is misspelled, the budget is out of reach, an example is missing, or a
-                weight is not finite.
+        IronrankError: If the budget or the rule is misspelled, the budget is out of reach, an example is missing, a
+            weight is not finite, or moments of a layer are missing.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -92,6 +93,9 @@ def fit(
     found = sites(model, wishes, example)
     cost, before = _measured(model, found, parsed, wishes, example, timer)
     pick, scale, roots = dict(ranks or {}), factors or {}, moments or {}
+    if roots and (unseen := [site.name for site in found if site.name not in roots]):
+        raise IronrankError(f"moments of layer '{unseen[0]}' are missing: errors could not be compared; "
+                            "give those of all layers that may become low-rank, or exclude it")  # fmt: skip
 
     def make(site: Site) -> Menu:
         weight: Any = model.get_submodule(site.name).weight if weights is None else weights[site.name]
@@ -101,9 +105,10 @@ def fit(
             )
         if not bool(torch.isfinite(weight).all()):
             raise IronrankError(f"layer '{site.name}' has weights that are not finite: no rank can be chosen")
-        name = site.name
+        name, seen = site.name, roots.get(site.name)
+        power = seen.power if seen is not None and name in scale else 1.0  # a sensitivity holds it already
         return menu(site, weight, cost, wishes[name], min_rank=min_rank, round_to=round_to, rank=pick.get(name),
-                    factor=scale.get(name, 1.0), roots=roots.get(name))  # fmt: skip
+                    factor=scale.get(name, 1.0) / (power or 1.0), roots=seen)  # fmt: skip
 
     menus = tuple(side_by_side(make, found))
     dense = sum(float(cost(site, "dense", DENSE)[0]) for site in found)

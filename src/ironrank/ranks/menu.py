@@ -3,6 +3,9 @@
     error    squared Frobenius norm of what the projection drops, in the layer's metric, times the layer's factor
     energy   squared Frobenius norm of the whole weight, in the same measure
 
+Where inputs make the metric, that of a form may be an approximation; its errors are then scaled so that the whole
+weight has the energy that it has in the exact one, and forms and layers can be compared.
+
 For a matrix form the projection is the truncated singular value decomposition, and the error of rank r is the sum
 of the squared singular values from r + 1 on (Eckart, Young 1936). For Tucker-2 it is the truncated HOSVD: with the
 bases U_1, U_2 of both channel modes complete, the core ``G = W x_1 U_1^T x_2 U_2^T`` has the norm of W, and keeping
@@ -159,6 +162,10 @@ def menu(
     for kind in given or site.forms(form):
         tilted = weight if roots is None else roots[kind].tilt(weight)
         errors = tucker_errors(tilted) if kind == "tucker2" else matrix_errors(to_matrix(tilted, kind))
+        if (
+            roots is not None and errors.flat[0] > 0
+        ):  # forms measure in metrics of their own: make them agree on W
+            errors = errors * (roots.energy(weight) / errors.flat[0])
         energy = max(energy, float(errors.flat[0]) * factor)
         pairs = _pairs(site, kind, min_rank, round_to) if rank is None else given[kind]
         lost = factor * (errors[pairs[:, 0], pairs[:, 1]] if kind == "tucker2" else errors[pairs[:, 0]])

@@ -9,7 +9,9 @@ mean moment of vertical strips, and of single channel vectors, as if different p
 Sensitivity. To second order, near a minimum, a change D of a weight raises the loss by about ``sum F_ij D_ij^2 /
 2``, with F the diagonal of the Fisher matrix, the mean squared gradient of a single example. In its place stands the
 squared gradient of a batch, which is in proportion to F where the mean gradient is small against its noise. One number
-for each layer, the mean over its entries, multiplies its errors.
+for each layer, the mean over its entries, multiplies its errors. Where both are given it is divided by the mean
+square of the layer's inputs: a weight's gradient is that of the output times the input, so F holds the inputs too,
+and they would count twice.
 
     C (c K, c K)     in the order of ``weight.flatten(1)``; summed in float64 from products of float64 columns
     L                lower triangular, of C plus a ridge of 1e-6 times its mean diagonal
@@ -84,6 +86,16 @@ class Moments:
     def __init__(self, C: Tensor, kernel: tuple[int, ...]) -> None:
         self.C, self.kernel = C, kernel
         self._roots: dict[str, Root] = {}
+
+    @property
+    def power(self) -> float:
+        """Mean square of an input: the mean diagonal of C."""
+        return float(self.C.diagonal().mean())
+
+    def energy(self, weight: Tensor) -> float:
+        """Return the mean squared norm of the output of a weight (n, c, k_1, ..., k_d): ``tr(W C W^T)``."""
+        W = weight.detach().double().flatten(1)
+        return float((W @ self.C.to(W.device) * W).sum())
 
     def __getitem__(self, form: str) -> Root:
         """Return the root for a form, made when it is first asked for."""
@@ -174,7 +186,8 @@ def second_moments(model: nn.Module, names: Iterable[str], batches: Iterable[Any
     ]
     try:
         for batch in batches:
-            call(model, batch[0] if isinstance(batch, tuple | list) else batch)
+            x = batch[0] if isinstance(batch, tuple | list) else batch
+            call(model, x.to(next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
