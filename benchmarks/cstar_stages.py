@@ -1,7 +1,8 @@
 """How CSTAR should share out its epochs among its stages: variants of a recipe, judged on held-out images.
 
     python benchmarks/cstar_stages.py --data DIR --out runs/cstar-stages [--recipe cstar/lenet5-mnist] [--ratio 8]
-        [--variants base ft02 d3a6 scratch9 cond02 svd02] [--epochs 12] [--seeds 3] [--jobs 2] [--set path=value ...]
+        [--variants base ft02 d3a6 scratch9 cond02 svd02 shifted tucker] [--epochs 12] [--seeds 3] [--jobs 2]
+        [--set path=value ...]
 
 All variants have the same number of epochs in all. Judged is what `cstar_table.py` judges, and PGD-20 on all held-out
 images, by which variants are to be chosen. Writes `table.json` and `table.md`.
@@ -50,6 +51,19 @@ def from_scratch(run: Run) -> Run:
     return dataclasses.replace(run, start=ramped(alone, _ramp(admm.start)))
 
 
+def shifted(run: Run) -> Run:
+    """Choose the ranks on W + Y instead of W."""
+    admm = run.start
+    assert isinstance(admm, Run)
+    method = dataclasses.replace(admm.method, choose_on="shifted")  # type: ignore[call-arg]
+    return dataclasses.replace(run, start=dataclasses.replace(admm, method=method))
+
+
+def tucker(run: Run) -> Run:
+    """Truncate in the forms and layers of CSTAR: Tucker-2, the first layer dense."""
+    return dataclasses.replace(run, method=dataclasses.replace(run.method, form="tucker2", first="dense"))  # type: ignore[call-arg]
+
+
 def _ramp(dense: Run) -> float:
     return RAMP if getattr(dense.objective, "ramp", 0) else 0.0
 
@@ -67,6 +81,8 @@ VARIANTS: dict[str, tuple[str, Callable[[Run], Run]]] = {
     "scratch9": ("cstar", from_scratch),
     "cond02": ("cstar+cond", faster),
     "svd02": ("svd", faster),
+    "shifted": ("cstar", shifted),
+    "tucker": ("svd", tucker),
 }
 
 

@@ -185,19 +185,38 @@ def test_the_ranks_go_where_the_energy_is():
 # ---- ranks: chosen for a while, then frozen
 
 
-def test_ranks_are_chosen_anew_from_w_plus_y_and_then_frozen():
-    method, net = CSTAR(budget="params=2x", rho=0.1, every=1, choose=2, **FREE), matrices((12, 10), (9, 14))
+@pytest.mark.parametrize("choose_on", ["weights", "shifted"])
+def test_ranks_are_chosen_anew_and_then_frozen(choose_on):
+    method = CSTAR(budget="params=2x", rho=0.1, every=1, choose=2, choose_on=choose_on, **FREE)
+    net = matrices((12, 10), (9, 14))
     state = method.init(net)
     before = [ranks_of(net, state)]
-    for t, factor in enumerate((10.0, 1e-3, 1e4, 1e-4)):  # the energy goes from layer to layer
+    for t, factor in enumerate((10.0, 1e-3, 1e4, 10.0)):  # the energy goes from layer to layer
         net[0].weight.data.mul_(factor)
-        shifted = {name: net[int(name)].weight.detach() + state[f"Y.{name}"] for name in ("0", "1")}
-        wanted = {name: (o.form, o.rank) for name, o in method.plan(net, shifted).by_name.items()}
+        dual = float(choose_on == "shifted")
+        seen = {name: net[int(name)].weight.detach() + dual * state[f"Y.{name}"] for name in ("0", "1")}
+        wanted = {name: (o.form, o.rank) for name, o in method.plan(net, seen).by_name.items()}
         assert wanted != before[-1], "there is a reason to choose anew"
         method.update(net, state)
         before.append(ranks_of(net, state))
         assert int(state["updates"]) == t + 1
         assert before[-1] == (wanted if t < 2 else before[2])
+
+
+def test_ranks_of_weights_that_stand_still_are_those_of_the_dry_run():
+    """Chosen on W + Y, the weak direction of the first matrix has gathered enough by the last choice to be kept."""
+    net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    for layer, values in zip(net, ((1.0, 0.27), (0.9, 0.8)), strict=True):
+        layer.weight.data = torch.diag(torch.tensor([*values, 0.0, 0.0, 0.0, 0.0]))
+    ranks = {}
+    for choose_on in ("weights", "shifted"):
+        method = CSTAR(budget="params=36", choose_on=choose_on, **FREE)
+        state = method.init(net)
+        assert ranks_of(net, state) == {"0": ("channel", 1), "1": ("channel", 2)}
+        for _ in range(method.choose):
+            method.update(net, state)
+        ranks[choose_on] = [rank for _, rank in ranks_of(net, state).values()]
+    assert ranks == {"weights": [1, 2], "shifted": [2, 1]}
 
 
 def test_layers_that_stay_dense_are_not_pulled():

@@ -360,7 +360,7 @@ def test_the_gap_to_the_best_choice_is_small_on_average():
 def test_the_bound_shows_a_gap_below_a_percent_on_a_real_net():
     torch.manual_seed(0)
     net = ResNet18(width=0.125).build(COLOR)
-    for form in ("channel", "tucker2", "auto"):
+    for form in ("channel", "spatial", "tucker2", "auto"):
         chosen = fit(net, layers(net), "params=4x", form=form)
         assert chosen.bound <= chosen.error <= 1.01 * chosen.bound, form
 

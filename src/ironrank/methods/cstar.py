@@ -21,7 +21,7 @@ other papers does.
 Problem:  min_W E[loss]  subject to  rank W_l <= R_l for every layer,  sum of cost_l(R_l) <= budget.
 
     (1)  W-step: the optimizer moves W along the gradient of  loss + rho/2 sum_l |W_l - Z_l + Y_l|^2
-    (2)  R <- the choice within the budget that drops least of W + Y             while ranks are being chosen
+    (2)  R <- the choice within the budget that drops least of W                 while ranks are being chosen
     (3)  Z-step: Z_l <- P_R(W_l + Y_l)
     (4)  Y-step: Y_l <- Y_l + W_l - Z_l
     (5)  rho <- min(growth rho, rho_max), and Y <- Y rho_old / rho_new, since Y is scaled
@@ -75,6 +75,9 @@ class CSTAR(ADMM):
         every: Steps between two updates of Z and Y. The default is a quarter of an epoch of CIFAR-10 at batch 128; take
             less where the whole training has fewer than some 50 updates.
         choose: The first so many updates choose the ranks anew; then they are frozen.
+        choose_on: What the choice looks at, "weights" for W or "shifted" for W + Y, as the Z-step does. In Y what is
+            dropped adds up from update to update until it is worth a rank: where W follows slowly, weak directions
+            come and go, and the ranks that are frozen are those of the moment.
         min_rank: Smallest rank of a layer that does not stay dense.
         round_to: Ranks are multiples of this, or full.
         errors: What the choice adds up over layers: "absolute", squared norms, or "relative", shares of each layer's.
@@ -106,6 +109,9 @@ class CSTAR(ADMM):
     rho_max: float = setting(0.1, "largest rho", gt=0)
     every: int = setting(100, "steps between two updates of Z and Y", ge=1)
     choose: int = setting(10, "updates that choose the ranks anew", ge=0)
+    choose_on: str = setting(
+        "weights", "what the choice of ranks looks at: W, or W + Y", choices=("weights", "shifted")
+    )
     min_rank: int = setting(1, "smallest rank of a layer that does not stay dense", ge=1)
     round_to: int = setting(1, "ranks are multiples of this, or full", ge=1)
     errors: str = setting("absolute", "what the choice adds up over layers", choices=("absolute", "relative"))
@@ -179,7 +185,9 @@ class CSTAR(ADMM):
         weights = targets.weights_of(model, targets.layers_of(model, state))
         shifted = {name: (W + state[f"Y.{name}"]).contiguous() for name, W in weights.items()}
         if int(state["updates"]) < self.choose:
-            targets.set_ranks(state, self.plan(model, shifted))  # (2)
+            targets.set_ranks(
+                state, self.plan(model, weights if self.choose_on == "weights" else shifted)
+            )  # (2)
         before = {name: state[f"Z.{name}"] for name in weights}
         targets.set_targets(state, shifted)  # (3)
         low = targets.pulled(model, state)  # the Z of a layer that stays dense is but its weight
