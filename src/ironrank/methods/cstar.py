@@ -185,9 +185,8 @@ class CSTAR(ADMM):
         weights = targets.weights_of(model, targets.layers_of(model, state))
         shifted = {name: (W + state[f"Y.{name}"]).contiguous() for name, W in weights.items()}
         if int(state["updates"]) < self.choose:
-            targets.set_ranks(
-                state, self.plan(model, weights if self.choose_on == "weights" else shifted)
-            )  # (2)
+            seen = weights if self.choose_on == "weights" else shifted
+            targets.set_ranks(state, self.plan(model, seen))  # (2)
         before = {name: state[f"Z.{name}"] for name in weights}
         targets.set_targets(state, shifted)  # (3)
         low = targets.pulled(model, state)  # the Z of a layer that stays dense is but its weight

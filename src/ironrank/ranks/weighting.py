@@ -187,7 +187,7 @@ def second_moments(model: nn.Module, names: Iterable[str], batches: Iterable[Any
     try:
         for batch in batches:
             x = batch[0] if isinstance(batch, tuple | list) else batch
-            call(model, x.to(next(model.parameters()).device))
+            call(model, x.to(next(model.parameters()).device) if isinstance(x, Tensor) else x)
     finally:
         for hook in hooks:
             hook.remove()
