@@ -163,7 +163,8 @@ def menu(
         tilted = weight if roots is None else roots[kind].tilt(weight)
         errors = tucker_errors(tilted) if kind == "tucker2" else matrix_errors(to_matrix(tilted, kind))
         if roots is not None and errors.flat[0] > 0:
-            errors = errors * (roots.energy(weight) / errors.flat[0])  # each form measures in a metric of its own
+            # each form measures in a metric of its own
+            errors = errors * (roots.energy(weight) / errors.flat[0])
         energy = max(energy, float(errors.flat[0]) * factor)
         pairs = _pairs(site, kind, min_rank, round_to) if rank is None else given[kind]
         lost = factor * (errors[pairs[:, 0], pairs[:, 1]] if kind == "tucker2" else errors[pairs[:, 0]])
