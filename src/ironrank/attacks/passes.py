@@ -13,9 +13,8 @@ from torch import Tensor
 from ironrank.attacks.losses import Aim
 from ironrank.errors import IronrankError
 
-Measure = Callable[
-    [Tensor, Tensor], Tensor
-]  # logits (b, classes), and the pixels (b, ...) they belong to -> (b,)
+# logits (b, classes) and the pixels (b, ...) they belong to -> losses (b,)
+Measure = Callable[[Tensor, Tensor], Tensor]
 PRECISIONS = ("float32", "bfloat16")
 NO_GRADIENT = (
     "attack on a model without a gradient at its pixels: logits that autograd can follow are needed; "
