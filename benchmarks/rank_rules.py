@@ -51,10 +51,8 @@ def cut(
     others = [name for name, layer in dense.named_modules() if isinstance(layer, kinds) and name not in names]
     sample = [_batch(train, k) for k in range(16, 24)]
     attack = PGD(eps=_eps(run), steps=5, keep="last")
-    moments, factors = (
-        second_moments(dense, names, sample),
-        sensitivity(dense, names, Madry(attack=attack), sample),
-    )
+    moments = second_moments(dense, names, sample)
+    factors = sensitivity(dense, names, Madry(attack=attack), sample)
     weights = targets.weights_of(dense, names)
     shares = {name: 1 / float(W.double().square().sum()) for name, W in weights.items()}
     rules: dict[str, dict[str, Any]] = {

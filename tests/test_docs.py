@@ -25,9 +25,7 @@ def run_blocks(document: str) -> dict:
 
 def test_the_guide_to_compression(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(
-        0
-    )  # the net of the guide has random weights, with which not every training begins to learn
+    torch.manual_seed(0)  # the guide's net has random weights; not with all of them training begins to learn
     monkeypatch.setitem(DATASETS, "stripes", None)  # so that what the guide adds is gone afterwards
     names = run_blocks("docs/compress.md")
     assert 8 * names["result"]["params_deployed"] <= names["result"]["params_dense"]
