@@ -2,11 +2,12 @@
 
     python benchmarks/attack_cost.py [--nets resnet18 vgg16] [--ratios 4 8] [--batch 64] [--rounds 7] [--out PATH]
 
-Each net is made small to a share of its deployed parameters, in each form, with one keep for all layers ("uniform") or
-ranks chosen globally, which takes most from the layers with the most parameters and leaves those with the most
-multiply-adds; and attacked as training attacks it: on
-merged weights, parameter gradients off, evaluation mode, channels last. Time per step of PGD (one forward and one
-backward), its ratio to the dense net's in the same round, and the ratio of multiply-adds, which is what could be had.
+Each net is made small in each form: to a share of its deployed parameters, with one keep for all layers ("uniform") or
+ranks chosen globally ("global"), which takes most from the layers with the most parameters and leaves those with the
+most multiply-adds, or to a share of its multiply-adds, chosen globally ("macs"). It is attacked as training attacks it:
+on merged weights, parameter gradients off, evaluation mode, channels last. Time per step of PGD (one forward and one
+backward), its ratio to the dense net's in the same round, and the ratios of multiply-adds, which is what could be had,
+and of deployed parameters.
 """
 
 from __future__ import annotations
@@ -44,10 +45,13 @@ def nets(name: str, ratio: float) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     dense = MODELS[name]().build(SPEC)
     made = {"dense": dense}
-    limit = int(count_params(dense) / ratio)
+    limit, image = int(count_params(dense) / ratio), torch.zeros(1, *SPEC.shape)
     for form in FORMS:
         made[f"uniform, {form}"] = SVD(form=form).within(dense, limit).prepare(copy.deepcopy(dense))
         made[f"global, {form}"] = factorize(copy.deepcopy(dense), budget=f"params={limit}", form=form)
+        made[f"macs, {form}"] = factorize(
+            copy.deepcopy(dense), budget=f"macs={ratio:g}x", form=form, example=image
+        )
     return {key: net.eval().to(memory_format=torch.channels_last) for key, net in made.items()}
 
 
@@ -61,22 +65,25 @@ def measure(name: str, ratio: float, batch: int, rounds: int) -> list[dict[str, 
         return lambda: attack(net, x, y, generator=torch.Generator().manual_seed(0))  # type: ignore[return-value]
 
     times = compare({key: attacked(net) for key, net in made.items()}, rounds, warmup=1)
-    macs = {key: count_macs(deploy(net), x[:1]) for key, net in made.items()}
+    deployed = {key: deploy(net) for key, net in made.items()}
+    macs = {key: count_macs(net, x[:1]) for key, net in deployed.items()}
+    params = {key: count_params(net) for key, net in deployed.items()}
     return [
         {"net": name, "ratio": ratio, "form": key, "ms per step": times.spread(key).ms()["median"] / STEPS,
-         "time / dense": times.ratio(key, "dense")._asdict(), "macs / dense": macs[key] / macs["dense"]}
+         "time / dense": times.ratio(key, "dense")._asdict(), "macs / dense": macs[key] / macs["dense"],
+         "params / dense": params[key] / params["dense"]}
         for key in made
     ]  # fmt: skip
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| net | compression | ranks, form | ms per step | time / dense [quartiles] | multiply-adds / dense |",
-             "| --- | ---: | --- | ---: | ---: | ---: |"]  # fmt: skip
+    lines = ["| net | compression | ranks, form | ms per step | time / dense [quartiles] | multiply-adds / dense | "
+             "parameters / dense |", "| --- | ---: | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for row in rows:
         time = row["time / dense"]
         lines.append(
             f"| {row['net']} | {row['ratio']:g}x | {row['form']} | {row['ms per step']:.0f} | {time['median']:.3f} "
-            f"[{time['q1']:.3f}, {time['q3']:.3f}] | {row['macs / dense']:.3f} |"
+            f"[{time['q1']:.3f}, {time['q3']:.3f}] | {row['macs / dense']:.3f} | {row['params / dense']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
