@@ -1,7 +1,7 @@
 """How CSTAR should share out its epochs among its stages: variants of a recipe, judged on held-out images.
 
     python benchmarks/cstar_stages.py --data DIR --out runs/cstar-stages [--recipe cstar/lenet5-mnist] [--ratio 8]
-        [--variants base ft02 d3a6 scratch9 cond02 svd02 shifted tucker] [--epochs 12] [--seeds 3] [--jobs 2]
+        [--variants base ft02 d3a6 d8a2 scratch9 cond02 svd02 shifted tucker] [--epochs 12] [--seeds 3] [--jobs 2]
         [--set path=value ...]
 
 All variants have the same number of epochs in all. Judged is what `cstar_table.py` judges, and PGD-20 on all held-out
@@ -43,6 +43,16 @@ def longer(run: Run) -> Run:
     return dataclasses.replace(run, start=dataclasses.replace(_admm(admm, 2 * admm.epochs), start=dense))
 
 
+def shorter(run: Run) -> Run:
+    """Two thirds of the epochs for the dense net, a sixth for ADMM, a sixth for fine-tuning."""
+    admm = run.start
+    assert isinstance(admm, Run) and isinstance(admm.start, Run)
+    each = max(1, (admm.start.epochs + admm.epochs + run.epochs) // 6)
+    saved = admm.epochs + run.epochs - 2 * each
+    dense = ramped(dataclasses.replace(admm.start, epochs=admm.start.epochs + saved), _ramp(admm.start))
+    return dataclasses.replace(run, epochs=each, start=dataclasses.replace(_admm(admm, each), start=dense))
+
+
 def from_scratch(run: Run) -> Run:
     """ADMM from random weights in place of the dense stage; ranks are chosen anew for longer."""
     admm = run.start
@@ -78,6 +88,7 @@ VARIANTS: dict[str, tuple[str, Callable[[Run], Run]]] = {
     "base": ("cstar", lambda run: run),
     "ft02": ("cstar", faster),
     "d3a6": ("cstar", longer),
+    "d8a2": ("cstar", shorter),
     "scratch9": ("cstar", from_scratch),
     "cond02": ("cstar+cond", faster),
     "svd02": ("svd", faster),
